@@ -1,0 +1,31 @@
+# Every target is a command that a person could type; `make setup` comes before each of them by itself.
+PYTHON ?= python3
+SECONDS ?= 30
+RUN := $(PYTHON) tools/ros_env.py
+
+.PHONY: help setup demo test lint format clean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /\1\t/' | expand -t 10
+
+setup: ## everything the others need, once: .venv, pinned packages, messages, OpenGL
+	@$(PYTHON) tools/setup_env.py
+
+demo: setup ## a simulated ALOHA driven by the policy, for SECONDS=30 of simulated time
+	$(RUN) vla_oft demo --seconds $(SECONDS)
+
+test: setup ## every test that needs no GPU and not minutes
+	$(RUN) python -m pytest -m "not gpu and not slow"
+
+lint: setup ## ruff and mypy
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) mypy
+
+format: setup ## what ruff can repair by itself
+	$(RUN) ruff check --fix .
+	$(RUN) ruff format .
+
+clean: ## .venv, caches and build folders
+	rm -rf .venv build install log *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
