@@ -1,9 +1,11 @@
-"""The bimanual ALOHA: 14-vector layout, grippers, limits, robot profiles. Every robot quirk lives here.
+"""The bimanual ALOHA: 14-vector layout, grippers, limits, robot profiles. Every robot quirk lives
+here.
 
-The package speaks one language about the robot: vectors of 14, left arm first, six joint angles in rad and one gripper
-opening (0 closed … 1 open) per arm. Real ALOHAs differ in names, order and gripper constants; a `RobotProfile` holds
-these differences and is read from `config/aloha.yaml`.
-Facts: Interbotix/aloha (branches main, 1.0, 2.0), tonyzhaozh/aloha, interbotix_ros_manipulators, moojink/openvla-oft.
+The package speaks one language about the robot: vectors of 14, left arm first, six joint angles in
+rad and one gripper opening (0 closed … 1 open) per arm. Real ALOHAs differ in names, order and
+gripper constants; a `RobotProfile` holds these differences and is read from `config/aloha.yaml`.
+Facts: Interbotix/aloha (branches main, 1.0, 2.0), tonyzhaozh/aloha, interbotix_ros_manipulators,
+moojink/openvla-oft.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ ARMS = ("left", "right")
 ARM_JOINTS = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate")
 """Joints of one arm, in the order of xs_sdk's joint_states (aloha_vx300s.yaml)."""
 JOINT_STATE_NAMES = (*ARM_JOINTS, "gripper", "left_finger", "right_finger")
-"""The nine entries of one arm's joint_states: gripper is the servo angle in rad, the fingers are metres."""
+"""The nine entries of one arm's joint_states: gripper is the servo angle in rad, the fingers are
+metres."""
 CAMERAS = ("cam_high", "cam_left_wrist", "cam_right_wrist")
 """Cameras of OFT-ALOHA in the order in which the network sees them (openvla-oft, image order)."""
 ARM_DIM = 7
@@ -31,14 +34,17 @@ ACTION_DIM = 14
 GRIPPERS = (6, 13)
 """Positions of the two grippers in a 14-vector."""
 ACTION_NAMES = tuple(f"{arm}/{joint}" for arm in ARMS for joint in (*ARM_JOINTS, "gripper"))
-"""Names of a 14-vector's entries; joint_states of the two arms use the same bare names, hence the prefix."""
+"""Names of a 14-vector's entries; joint_states of the two arms use the same bare names, hence the
+prefix."""
 
 START_ARM_POSE_RAD = (0.0, -0.96, 1.16, 0.0, -0.3, 0.0)
 """START_ARM_POSE of every ALOHA stack (aloha/constants.py)."""
 SLEEP_ARM_POSE_RAD = (0.0, -2.05, 1.7, 0.0, -2.0, 0.0)
-"""Folded pose of aloha_vx300s (interbotix_xsarm_descriptions, jazzy); outside the URDF limits on purpose."""
+"""Folded pose of aloha_vx300s (interbotix_xsarm_descriptions, jazzy); outside the URDF limits on
+purpose."""
 
-# URDF aloha_vx300s: lower, upper in rad; the servo registers agree to 0.002 rad (aloha_vx300s.yaml).
+# URDF aloha_vx300s: lower, upper in rad; the servo registers agree to 0.002 rad
+# (aloha_vx300s.yaml).
 JOINT_LOWER_RAD = (-math.pi + 1e-5, -1.8500, -1.7628, -math.pi + 1e-5, -1.8675, -math.pi + 1e-5)
 JOINT_UPPER_RAD = (math.pi - 1e-5, 1.2566, 1.6057, math.pi - 1e-5, 2.2340, math.pi - 1e-5)
 JOINT_VELOCITY_RAD_S = math.pi
@@ -53,10 +59,11 @@ class JointStateError(ValueError):
 class GripperCalibration:
     """Turns servo angles and finger positions into openings and back.
 
-    ALOHA uses two scales that are not linear to each other: the *observation* is the finger position between its
-    closed and open values, the *action* is the servo angle between its closed and open values. Finger metres are
-    always computed from the servo angle with the geometry stated here: the driver's own left_finger entry uses
-    another geometry than the constants were made with (aloha_vx300s against vx300s).
+    ALOHA uses two scales that are not linear to each other: the *observation* is the finger
+    position between its closed and open values, the *action* is the servo angle between its closed
+    and open values. Finger metres are always computed from the servo angle with the geometry
+    stated here: the driver's own left_finger entry uses another geometry than the constants were
+    made with (aloha_vx300s against vx300s).
     """
 
     horn_m: float = field(metadata=doc("Length of the servo horn.", unit="m", ge=0.001, le=0.2))
@@ -88,13 +95,17 @@ class GripperCalibration:
                 )
 
     def finger_m(self, servo_rad: float) -> float:
-        """Finger position of a servo angle: x = h·sin t + √(a² − (h·cos t)²) (xs_sdk, gripper kinematics)."""
+        """Finger position of a servo angle: x = h·sin t + √(a² − (h·cos t)²) (xs_sdk, gripper
+        kinematics).
+        """
         return self.horn_m * math.sin(servo_rad) + math.sqrt(
             max(self.arm_m**2 - (self.horn_m * math.cos(servo_rad)) ** 2, 0.0)
         )
 
     def servo_rad(self, finger_m: float) -> float:
-        """Servo angle of a finger position; positions out of reach give the nearest angle. Inverse of `finger_m`."""
+        """Servo angle of a finger position; positions out of reach give the nearest angle. Inverse
+        of `finger_m`.
+        """
         sine = (self.horn_m**2 + finger_m**2 - self.arm_m**2) / (2.0 * self.horn_m * finger_m)
         return math.asin(min(max(sine, -1.0), 1.0))
 
@@ -108,18 +119,24 @@ class GripperCalibration:
         return self.joint_closed_rad + opening * (self.joint_open_rad - self.joint_closed_rad)
 
     def servo_rad_to_action(self, servo_rad: float) -> float:
-        """Gripper entry of an action that commands this servo angle; inverse of `action_to_servo_rad`."""
+        """Gripper entry of an action that commands this servo angle; inverse of
+        `action_to_servo_rad`.
+        """
         return (servo_rad - self.joint_closed_rad) / (self.joint_open_rad - self.joint_closed_rad)
 
     def leader_to_action(self, leader_servo_rad: float) -> float:
-        """Gripper entry of an action from the leader's servo angle, not clipped (teleoperation)."""
+        """Gripper entry of an action from the leader's servo angle, not clipped
+        (teleoperation).
+        """
         span = self.leader_joint_open_rad - self.leader_joint_closed_rad
         return (leader_servo_rad - self.leader_joint_closed_rad) / span
 
 
 @dataclass(frozen=True, kw_only=True)
 class RobotProfile:
-    """What distinguishes one ALOHA from another: names, order, gripper constants, colour order, rate."""
+    """What distinguishes one ALOHA from another: names, order, gripper constants, colour order,
+    rate.
+    """
 
     name: str = field(
         metadata=doc("Section name in config/aloha.yaml; checkpoints and data sets refer to it.")
@@ -172,7 +189,8 @@ class RobotProfile:
         return self.camera_topics[CAMERAS.index(camera)]
 
     def arm_qpos(self, names: Sequence[str], positions: Sequence[float]) -> np.ndarray:
-        """One arm's part of an observation, picked by joint name so that the order of the message does not matter.
+        """One arm's part of an observation, picked by joint name so that the order of the message
+        does not matter.
 
         Args:
             names: Joint names of the message.
@@ -186,13 +204,15 @@ class RobotProfile:
         """
         if len(names) != len(positions):
             raise JointStateError(
-                f"joint_states: expected one position per name; got {len(names)} names and {len(positions)} positions"
+                f"joint_states: expected one position per name; got {len(names)} names and "
+                f"{len(positions)} positions"
             )
         place = {name: index for index, name in enumerate(names)}
         missing = [name for name in self.joint_names if name not in place]
         if missing:
             raise JointStateError(
-                f"joint_states: expected the joints {', '.join(self.joint_names)} of profile {self.name!r}; "
+                f"joint_states: expected the joints {', '.join(self.joint_names)} of profile "
+                f"{self.name!r}; "
                 f"{', '.join(missing)} missing, got {', '.join(names) or 'none'}. "
                 "Set joint_names of the profile in config/aloha.yaml, or choose another profile"
             )
@@ -218,7 +238,8 @@ def load_profile(name: str, path: Path | str = "") -> RobotProfile:
         path: Profile file; empty is the shipped `config/aloha.yaml`.
 
     Raises:
-        ConfigError: if the file, the profile or one of its keys is wrong; names the known profiles.
+        ConfigError: if the file, the profile or one of its keys is wrong; names the known
+            profiles.
     """
     file = Path(path) if path else config_dir() / "aloha.yaml"
     profiles = load_yaml(file)
@@ -244,7 +265,9 @@ def start_pose(gripper_opening: float = 1.0) -> np.ndarray:
 
 
 def position_limits() -> tuple[np.ndarray, np.ndarray]:
-    """Lower and upper limits of a 14-vector, each (14,) float64: rad for joints, 0 … 1 for grippers."""
+    """Lower and upper limits of a 14-vector, each (14,) float64: rad for joints, 0 … 1 for
+    grippers.
+    """
     lower = np.array([*JOINT_LOWER_RAD, 0.0] * len(ARMS))
     upper = np.array([*JOINT_UPPER_RAD, 1.0] * len(ARMS))
     return lower, upper
@@ -253,7 +276,9 @@ def position_limits() -> tuple[np.ndarray, np.ndarray]:
 def example_observation(
     generator: np.random.Generator, instruction: str = "transfer the cube"
 ) -> Observation:
-    """A legal random observation (noise images, start pose ± 0.1 rad), for tests, self-tests and documentation."""
+    """A legal random observation (noise images, start pose ± 0.1 rad), for tests, self-tests and
+    documentation.
+    """
     proprio = start_pose(0.5) + generator.uniform(-0.1, 0.1, ACTION_DIM)
     images = {
         camera: generator.integers(0, 256, (480, 640, 3), dtype=np.uint8) for camera in CAMERAS

@@ -1,9 +1,9 @@
 """Configuration as frozen dataclasses, one per node or tool, and the one way to fill them.
 
-Every field carries its description, unit and range in `metadata` (made by `doc`). The YAML files in `config/`, the ROS
-parameters and the command line are all checked against these classes, so a misspelt key or a value out of range is
-refused with what was expected, what came and where to change it. Knows nothing of ROS; `ros/params.py` declares the
-same fields as parameters.
+Every field carries its description, unit and range in `metadata` (made by `doc`). The YAML files
+in `config/`, the ROS parameters and the command line are all checked against these classes, so a
+misspelt key or a value out of range is refused with what was expected, what came and where to
+change it. Knows nothing of ROS; `ros/params.py` declares the same fields as parameters.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -21,7 +20,9 @@ T = TypeVar("T")
 
 
 class ConfigError(ValueError):
-    """A setting that the user can mend: says what was expected, what came and where to change it."""
+    """A setting that the user can mend: says what was expected, what came and where to change
+    it.
+    """
 
 
 def doc(
@@ -48,7 +49,6 @@ def doc(
     )
 
 
-@lru_cache(maxsize=None)
 def field_types(cls: type) -> dict[str, Any]:
     """Field name → resolved type of a configuration class."""
     return get_type_hints(cls)
@@ -109,11 +109,13 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
 
     Args:
         cls: The dataclass to build.
-        values: Field name → value; absent fields keep their defaults, nested dataclasses are nested mappings.
+        values: Field name → value; absent fields keep their defaults, nested dataclasses are
+            nested mappings.
         where: What to name in errors: file and section.
 
     Raises:
-        ConfigError: for an unknown key (with the nearest known one), a missing required one, or a bad value.
+        ConfigError: for an unknown key (with the nearest known one), a missing required one, or a
+            bad value.
     """
     if not isinstance(values, Mapping):
         raise ConfigError(f"{where}: expected a mapping of {cls.__name__} fields; got {values!r}")
@@ -215,7 +217,8 @@ def load_node_config(
     section = content.get(node_name)
     if not isinstance(section, dict) or not isinstance(section.get("ros__parameters"), dict):
         raise ConfigError(
-            f"{path}: expected a section '{node_name}: ros__parameters:'; got sections {sorted(content)}"
+            f"{path}: expected a section '{node_name}: ros__parameters:'; got sections "
+            f"{sorted(content)}"
         )
     values = _merge(section["ros__parameters"], nest(overrides or {}))
     return from_mapping(cls, values, f"{path}, {node_name}")
@@ -230,30 +233,33 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def config_dir() -> Path:
-    """Folder of the shipped YAML files: beside the package in a source tree, else in the installed share.
+    """Folder of the shipped YAML files: beside the package in a source tree, else in the installed
+    share.
 
     Raises:
         ConfigError: if neither exists; the installation is incomplete then.
     """
     package = Path(__file__).resolve().parent
-    # Source tree; pip's data_files (<prefix>/share); ament's install tree (<prefix>/lib/pythonX/site-packages/…).
+    # Source tree; pip's data_files (<prefix>/share); ament's install tree
+    # (<prefix>/lib/pythonX/site-packages/…).
     candidates = [package.parent / "config"]
     candidates += [parent / "share" / "vla_oft_ros" / "config" for parent in package.parents]
     for candidate in candidates:
         if (candidate / "aloha.yaml").is_file():
             return candidate
     raise ConfigError(
-        f"config/aloha.yaml: expected beside the package ({candidates[0]}) or under a share/vla_oft_ros above it; "
+        f"config/aloha.yaml: expected beside the package ({candidates[0]}) or under a "
+        f"share/vla_oft_ros above it; "
         "found in neither. Install the package again"
     )
 
 
-# ── The classes ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# The classes.
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreprocessingConfig:
-    """How camera images become network input; the defaults are what official OFT+ ALOHA checkpoints were trained on."""
+    """How camera images become network input; the defaults are those of official OFT+ ALOHA."""
 
     resize_to_256: bool = field(
         default=True,
@@ -335,10 +341,13 @@ class SyncConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyNodeConfig:
-    """Parameters of `policy_node`: cameras, joint states and an instruction in, action chunks out."""
+    """Parameters of `policy_node`: cameras, joints and an instruction in, action chunks out."""
 
     autostart: bool = field(
         default=True, metadata=doc("Configure and activate without being asked to.")
+    )
+    exit_with_parent: bool = field(
+        default=False, metadata=doc("End when the process that started this one ends.")
     )
     profile: str = field(
         default="sim", metadata=doc("Robot profile, a section of config/aloha.yaml.")
@@ -367,6 +376,15 @@ class PolicyNodeConfig:
             le=1000,
         ),
     )
+    instruction_topic: str = field(
+        default="instruction", metadata=doc("Instructions while running (std_msgs/String).")
+    )
+    chunk_topic: str = field(
+        default="action_chunk", metadata=doc("Action chunks out (vla_oft_ros/ActionChunk).")
+    )
+    retained_tokens_topic: str = field(
+        default="retained_tokens", metadata=doc("Kept patches out (vla_oft_ros/RetainedTokens).")
+    )
     image_decoder: str = field(
         default="auto",
         metadata=doc(
@@ -389,17 +407,90 @@ class PolicyNodeConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ChunkQueueConfig:
+    """How action chunks are joined into one stream of actions."""
+
+    join: str = field(
+        default="latency_matched_blend",
+        metadata=doc(
+            "How a new chunk follows the one that runs.",
+            choices=["latency_matched_blend", "sync", "append", "replace", "temporal_ensemble"],
+        ),
+    )
+    blend_steps: int = field(
+        default=8,
+        metadata=doc(
+            "Control steps in which the difference at a join fades (latency_matched_blend).",
+            ge=0,
+            le=100,
+        ),
+    )
+    gripper_hysteresis: float = field(
+        default=0.1,
+        metadata=doc(
+            "While a join fades, a gripper keeps its opening unless the new one is this near to "
+            "it, or this far from "
+            "half open.",
+            ge=0.0,
+            le=0.5,
+        ),
+    )
+    ensemble_decay: float = field(
+        default=0.01,
+        metadata=doc(
+            "m of the weights exp(-m i), i = 0 the oldest chunk (temporal_ensemble; ACT uses "
+            "0.01).",
+            ge=-10.0,
+            le=10.0,
+        ),
+    )
+    play_steps: int = field(
+        default=0,
+        metadata=doc("Rows of a chunk that sync and append play; 0 is all.", ge=0, le=1000),
+    )
+    max_waiting_chunks: int = field(
+        default=4, metadata=doc("Chunks that may wait to be played (append).", ge=1, le=100)
+    )
+    max_chunk_age_s: float = field(
+        default=2.0,
+        metadata=doc("Oldest observation a chunk may come from.", unit="s", ge=0.01, le=60.0),
+    )
+    max_future_s: float = field(
+        default=0.02,
+        metadata=doc(
+            "How far the clock of the policy's machine may be ahead.", unit="s", ge=0.0, le=1.0
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ControllerConfig:
     """Parameters of `controller_node`: action chunks in, one joint target per tick out."""
 
     autostart: bool = field(
         default=True, metadata=doc("Configure and activate without being asked to.")
     )
+    exit_with_parent: bool = field(
+        default=False, metadata=doc("End when the process that started this one ends.")
+    )
     profile: str = field(
         default="sim", metadata=doc("Robot profile, a section of config/aloha.yaml.")
     )
     profiles_path: str = field(
         default="", metadata=doc("File of robot profiles; empty is the shipped config/aloha.yaml.")
+    )
+    chunk_topic: str = field(
+        default="action_chunk", metadata=doc("Action chunks in (vla_oft_ros/ActionChunk).")
+    )
+    target_topic: str = field(
+        default="joint_targets",
+        metadata=doc("Joint targets out (sensor_msgs/JointState, 14 names, left arm first)."),
+    )
+    safety_topic: str = field(
+        default="safety_status", metadata=doc("What the safety gate does (SafetyStatus).")
     )
     control_rate_hz: float = field(
         default=25.0, metadata=doc("Rate of joint targets.", unit="Hz", ge=1.0, le=100.0)
@@ -408,6 +499,7 @@ class ControllerConfig:
         default=0.05,
         metadata=doc("Older joint states stop the motion.", unit="s", ge=0.001, le=10.0),
     )
+    queue: ChunkQueueConfig = field(default_factory=ChunkQueueConfig)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -417,11 +509,21 @@ class ControllerConfig:
 class SimConfig:
     """Parameters of `sim_node`: a physically simulated ALOHA that speaks as the real one does."""
 
+    exit_with_parent: bool = field(
+        default=False, metadata=doc("End when the process that started this one ends.")
+    )
     profile: str = field(
         default="sim", metadata=doc("Robot profile, a section of config/aloha.yaml.")
     )
     profiles_path: str = field(
         default="", metadata=doc("File of robot profiles; empty is the shipped config/aloha.yaml.")
+    )
+    target_topic: str = field(
+        default="joint_targets",
+        metadata=doc("Joint targets in (sensor_msgs/JointState, 14 names, left arm first)."),
+    )
+    reward_topic: str = field(
+        default="task_reward", metadata=doc("Task reward out (std_msgs/Float32).")
     )
     task: str = field(
         default="transfer_cube", metadata=doc("Scene and reward.", choices=["transfer_cube"])
@@ -458,7 +560,8 @@ class SimConfig:
     lockstep_timeout_s: float = field(
         default=1.0,
         metadata=doc(
-            "Real time that a step waits for the joint target of the tick before, once targets flow; 0 never waits.",
+            "Real time that a step waits for the joint target of the tick before, once targets "
+            "flow; 0 never waits.",
             unit="s",
             ge=0.0,
             le=60.0,

@@ -1,11 +1,11 @@
 """The values that travel through the package: what a policy sees, what it answers, what it kept.
 
-Plain frozen records over numpy; they know nothing of ROS, torch or files. Arrays are not copied on construction,
-so treat them as read-only.
+Plain frozen records over numpy; they know nothing of ROS, torch or files. Arrays are not copied on
+construction, so treat them as read-only.
 
 Shape letters used in every docstring and shape comment:
-    B batch · N cameras · P patches per camera (256) · L prompt tokens · S sequence · D LLM width (4096) ·
-    K chunk length · A action dimension (14) · T episode steps · H W pixels
+    B batch · N cameras · P patches per camera (256) · L prompt tokens · S sequence · D LLM width
+    (4096) · K chunk length · A action dimension (14) · T episode steps · H W pixels
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ import numpy as np
 
 
 class KeptBy(IntFlag):
-    """Why a patch was kept; one patch may be kept for several reasons (SpecPrune, static pruning)."""
+    """Why a patch was kept; one patch may be kept for several reasons (SpecPrune, static
+    pruning).
+    """
 
     GLOBAL = 1
     """Among the highest scores of the previous inference."""
@@ -37,11 +39,13 @@ class Observation:
     """What the policy sees at one instant.
 
     Attributes:
-        images: Camera name → (H, W, 3) uint8 RGB, in the order in which the policy expects the cameras.
+        images: Camera name → (H, W, 3) uint8 RGB, in the order in which the policy expects the
+            cameras.
         image_stamps_ns: Camera name → time of exposure in nanoseconds.
-        proprio: (A,) float64 measured joint state, left arm first: six joint angles in rad and the gripper
-            opening, 0 (closed) … 1 (open), per arm.
-        proprio_stamp_ns: Time at which the joints were read, nanoseconds; the older one of the two arms.
+        proprio: (A,) float64 measured joint state, left arm first: six joint angles in rad and the
+            gripper opening, 0 (closed) … 1 (open), per arm.
+        proprio_stamp_ns: Time at which the joints were read, nanoseconds; the older one of the two
+            arms.
         instruction: What the operator asks for, as typed.
     """
 
@@ -60,7 +64,8 @@ class Observation:
         for camera, image in self.images.items():
             if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
                 raise ValueError(
-                    f"Observation: image {camera!r} must be (H, W, 3) uint8 RGB, got shape {image.shape} {image.dtype}"
+                    f"Observation: image {camera!r} must be (H, W, 3) uint8 RGB, got shape "
+                    f"{image.shape} {image.dtype}"
                 )
         if self.proprio.ndim != 1:
             raise ValueError(
@@ -81,7 +86,8 @@ class RetainedTokens:
         camera: Camera name.
         stamp_ns: Stamp of the image, nanoseconds.
         grid: (rows, columns) of the patch grid; patch index = row · columns + column.
-        layer: Number of transformer layers (counted from 1) after which the set holds; 0 = before the first layer.
+        layer: Number of transformer layers (counted from 1) after which the set holds; 0 = before
+            the first layer.
         patch_indices: (n,) int32, ascending, unique, always in the original layout of this camera.
         kept_by: (n,) uint8, `KeptBy` flags of each patch.
     """
@@ -105,7 +111,8 @@ class RetainedTokens:
             indices[0] < 0 or indices[-1] >= count or np.any(np.diff(indices) <= 0)
         ):
             raise ValueError(
-                f"RetainedTokens: patch indices must be ascending, unique and within 0 … {count - 1}"
+                f"RetainedTokens: patch indices must be ascending, unique and within 0 … "
+                f"{count - 1}"
             )
 
     @property
@@ -119,12 +126,14 @@ class ActionChunk:
     """K joint targets predicted from one observation; row k is meant for `stamp_ns + k · dt_ns`.
 
     Attributes:
-        actions: (K, A) float64 absolute joint targets in robot units (rad; gripper 0 closed … 1 open), left arm first.
+        actions: (K, A) float64 absolute joint targets in robot units (rad; gripper 0 closed … 1
+            open), left arm first.
         stamp_ns: Stamp of the observation (its oldest part), nanoseconds.
         dt_ns: Time between two rows, nanoseconds.
         instruction: The instruction it answers.
         inference_s: Wall time that the policy needed, seconds.
-        retained: What was kept of each camera, after each pruning stage; empty if the policy does not say.
+        retained: What was kept of each camera, after each pruning stage; empty if the policy does
+            not say.
     """
 
     actions: np.ndarray

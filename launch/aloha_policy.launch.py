@@ -1,0 +1,137 @@
+"""Starts everything that lets a policy move an ALOHA: policy_node, controller_node, and on request
+the simulated robot.
+
+    ros2 launch vla_oft_ros aloha_policy.launch.py checkpoint:=/path/to/checkpoint
+    instruction:="transfer the cube"
+
+The YAML files in config/ are what one edits; the arguments here override only facts of the
+deployment, and an empty argument keeps what the file says. The demo without a ROS installation
+starts the same nodes from the same files.
+"""
+
+from __future__ import annotations
+
+from launch.actions import (
+    DeclareLaunchArgument,
+    EmitEvent,
+    ExecuteProcess,
+    OpaqueFunction,
+    RegisterEventHandler,
+)
+from launch.event_handlers import OnProcessExit
+from launch.events import Shutdown
+from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
+from launch_ros.actions import Node
+from launch_ros.substitutions import FindPackageShare
+
+from launch import LaunchContext, LaunchDescription
+
+PACKAGE = "vla_oft_ros"
+
+ARGUMENTS = {
+    "sim": ("false", "Start the simulated ALOHA and use its time (true or false)."),
+    "checkpoint": (
+        "",
+        "Directory of the policy's checkpoint; empty keeps policy.checkpoint_dir of the file.",
+    ),
+    "device": ("", "Torch device of the policy: auto, cpu, cuda, cuda:1; empty keeps the file."),
+    "instruction": ("", "What the robot shall do; empty keeps the file or waits for the topic."),
+    "profile": ("", "Robot profile of config/aloha.yaml; empty keeps the file."),
+    "rviz": ("false", "Start RViz with config/aloha_policy.rviz (true or false)."),
+    "record": (
+        "false",
+        "Record a rosbag2 (MCAP) of cameras, joints, chunks and targets (true or false).",
+    ),
+    "bag": ("", "Folder of the recording; empty names it by date."),
+    "config_dir": (
+        "",
+        "Folder of policy.yaml, controller.yaml and sim.yaml; empty is the installed one.",
+    ),
+    "log_level": ("info", "Log level of the nodes."),
+}
+
+
+def _is_true(context: LaunchContext, name: str) -> bool:
+    text = LaunchConfiguration(name).perform(context).lower()
+    if text not in ("true", "false"):
+        raise ValueError(f"launch argument {name}: expected true or false; got {text!r}")
+    return text == "true"
+
+
+def _start(context: LaunchContext) -> list:
+    def argument(name: str) -> str:
+        return LaunchConfiguration(name).perform(context)
+
+    share = FindPackageShare(PACKAGE)
+    config_dir = argument("config_dir") or PathJoinSubstitution([share, "config"]).perform(context)
+    sim = _is_true(context, "sim")
+
+    def node(name: str, yaml: str, overrides: dict[str, object]) -> Node:
+        given = {key: value for key, value in overrides.items() if value != ""}
+        given |= {"exit_with_parent": True}
+        if name != "sim_node":
+            given["use_sim_time"] = sim
+        return Node(
+            package=PACKAGE,
+            executable=name,
+            name=name,
+            output="screen",
+            emulate_tty=True,
+            parameters=[f"{config_dir}/{yaml}", given],
+            arguments=["--ros-args", "--log-level", f"{name}:={argument('log_level')}"],
+        )
+
+    profile = argument("profile")
+    nodes = [
+        node(
+            "policy_node",
+            "policy.yaml",
+            {
+                "policy.checkpoint_dir": argument("checkpoint"),
+                "policy.device": argument("device"),
+                "instruction": argument("instruction"),
+                "profile": profile,
+            },
+        ),
+        node("controller_node", "controller.yaml", {"profile": profile}),
+    ]
+    if sim:
+        nodes.append(node("sim_node", "sim.yaml", {"profile": profile}))
+    # One gone, all go: a robot must not be driven by half a system.
+    actions: list = [*nodes]
+    actions += [
+        RegisterEventHandler(
+            OnProcessExit(
+                target_action=started, on_exit=[EmitEvent(event=Shutdown(reason="a node ended"))]
+            )
+        )
+        for started in nodes
+    ]
+    if _is_true(context, "rviz"):
+        actions.append(
+            Node(
+                package="rviz2",
+                executable="rviz2",
+                arguments=["-d", f"{config_dir}/aloha_policy.rviz"],
+                parameters=[{"use_sim_time": sim}],
+            )
+        )
+    if _is_true(context, "record"):
+        bag = ["-o", argument("bag")] if argument("bag") else []
+        sim_time = ["--use-sim-time"] if sim else []
+        actions.append(
+            ExecuteProcess(
+                cmd=["ros2", "bag", "record", "--all", "-s", "mcap", *sim_time, *bag],
+                output="screen",
+            )
+        )
+    return actions
+
+
+def generate_launch_description() -> LaunchDescription:
+    """Arguments, then everything that depends on them."""
+    declared = [
+        DeclareLaunchArgument(name, default_value=default, description=description)
+        for name, (default, description) in ARGUMENTS.items()
+    ]
+    return LaunchDescription([*declared, OpaqueFunction(function=_start)])

@@ -1,0 +1,158 @@
+"""`vla_oft`, the one command line: every tool for a person is a subcommand.
+
+This file only reads arguments and prints; the work is done by functions that scripts can call as
+well. Nodes are not started from here but by `ros2 run`, `ros2 launch` or the demo.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from vla_oft_ros import __version__
+
+EXIT_BAD_INPUT = 2
+"""Exit code for a mistake that the user can mend, as argparse uses it."""
+
+_DEMO = """\
+Starts the simulated ALOHA, the policy and the controller as processes of this machine, watches
+them for --seconds of simulated time, and writes a summary, a JSON of the figures, a video and a
+contact sheet of the three cameras. All traffic stays on this machine. Ends with 0 if the targets
+came at their rate, the arms moved and no camera starved."""
+
+_MAKE_CHECKPOINT = """\
+Writes a small random OFT+ checkpoint (a few million parameters) in the official layout, tokenizer
+included: the whole forward pass without weights from anywhere. Its policy moves the arms gently
+around the start pose and knows no task."""
+
+_CHECK = """\
+Looks at this machine: Python, ROS 2, messages, torch and GPU, MuJoCo and OpenGL, memory, disk,
+real-time limits. Says for each what it found and what to do. Ends with 1 if something that the
+simulated demo needs is missing."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="vla_oft", description="OpenVLA-OFT+ with SpecPrune on a bimanual ALOHA under ROS 2."
+    )
+    parser.add_argument("--version", action="version", version=f"vla_oft_ros {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    demo = _add(
+        commands,
+        "demo",
+        "a policy moves a simulated ALOHA; no robot, GPU or weights needed",
+        _DEMO,
+    )
+    demo.add_argument(
+        "--seconds", type=float, default=30.0, help="simulated time to watch, s (default: 30)"
+    )
+    demo.add_argument(
+        "--checkpoint",
+        type=Path,
+        help="checkpoint directory (default: a small random one is made)",
+    )
+    demo.add_argument("--instruction", default="transfer the cube", help="what the robot shall do")
+    demo.add_argument(
+        "--device", default="auto", help="torch device of the policy (default: auto)"
+    )
+    demo.add_argument(
+        "--seed", type=int, default=0, help="seed of the cube's pose and of a random checkpoint"
+    )
+    demo.add_argument(
+        "--output", type=Path, default=Path("demo_output"), help="folder for figures and pictures"
+    )
+    demo.add_argument(
+        "--config-dir", type=Path, help="folder of the YAML files (default: the shipped ones)"
+    )
+    demo.set_defaults(run=_run_demo)
+
+    make = _add(
+        commands,
+        "make-checkpoint",
+        "write a small random checkpoint in the official layout",
+        _MAKE_CHECKPOINT,
+    )
+    make.add_argument("directory", type=Path, help="folder to write; must not exist or be empty")
+    make.add_argument("--seed", type=int, default=0, help="seed of the weights (default: 0)")
+    make.set_defaults(run=_run_make_checkpoint)
+
+    check = _add(commands, "check", "look at this machine and say what to do", _CHECK)
+    check.add_argument(
+        "--json", type=Path, metavar="FILE", help="also write what was found as JSON"
+    )
+    check.set_defaults(run=_run_check)
+    return parser
+
+
+def _add(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    summary: str,
+    description: str,
+) -> argparse.ArgumentParser:
+    return commands.add_parser(
+        name,
+        help=summary,
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def _run_demo(arguments: argparse.Namespace, console: Console) -> int:
+    from vla_oft_ros.ros.demo import DemoOptions, run_demo
+
+    return run_demo(
+        DemoOptions(
+            seconds=arguments.seconds,
+            checkpoint_dir=arguments.checkpoint,
+            instruction=arguments.instruction,
+            device=arguments.device,
+            seed=arguments.seed,
+            output_dir=arguments.output,
+            config_dir=arguments.config_dir,
+        ),
+        console,
+    )
+
+
+def _run_make_checkpoint(arguments: argparse.Namespace, console: Console) -> int:
+    from vla_oft_ros.model.small_checkpoint import make_random_checkpoint
+
+    make_random_checkpoint(arguments.directory, seed=arguments.seed)
+    size = sum(path.stat().st_size for path in arguments.directory.rglob("*") if path.is_file())
+    console.print(f"{arguments.directory}: random OFT+ checkpoint, {size / 1e6:.1f} MB")
+    return 0
+
+
+def _run_check(arguments: argparse.Namespace, console: Console) -> int:
+    from vla_oft_ros.check import check_machine, print_findings, write_findings
+
+    findings = check_machine()
+    print_findings(findings, console)
+    if arguments.json:
+        write_findings(findings, arguments.json)
+    return 1 if any(finding.needed and not finding.good for finding in findings) else 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one subcommand.
+
+    Args:
+        arguments: Command line without the program's name; None is the process's own.
+
+    Returns:
+        Exit code: 0 done, 1 done but not well, 2 for a mistake of the user.
+    """
+    parsed = build_parser().parse_args(arguments)
+    try:
+        return int(parsed.run(parsed, Console(highlight=False)))
+    except (ValueError, OSError) as error:
+        Console(stderr=True, highlight=False).print(f"[bold red]error:[/] {error}", soft_wrap=True)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        return 130

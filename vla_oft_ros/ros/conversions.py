@@ -1,0 +1,298 @@
+"""Messages to values and back; every message field name of the package lives here.
+
+Image decoding is numpy and OpenCV: exact on padded rows (`step > width · bytes`) and on either
+byte order, for every encoding that a colour camera publishes. Nothing is decided here: what cannot
+be turned into RGB is refused.
+"""
+
+from __future__ import annotations
+
+import array
+from collections.abc import Callable, Sequence
+
+import cv2
+import numpy as np
+from builtin_interfaces.msg import Time
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, JointState
+
+from vla_oft_ros import msg as messages
+from vla_oft_ros.types import ActionChunk, RetainedTokens
+
+NS_PER_S = 1_000_000_000
+
+# Encoding → (dtype, channels, conversion to RGB or None). OpenCV names a Bayer pattern by its
+# second row, ROS by its # first, so rggb is OpenCV's BayerBG (cv_bridge,
+# cv_bridge/src/cv_bridge.cpp).
+_ENCODINGS: dict[str, tuple[type, int, int | None]] = {
+    "rgb8": (np.uint8, 3, None),
+    "bgr8": (np.uint8, 3, cv2.COLOR_BGR2RGB),
+    "rgba8": (np.uint8, 4, cv2.COLOR_RGBA2RGB),
+    "bgra8": (np.uint8, 4, cv2.COLOR_BGRA2RGB),
+    "rgb16": (np.uint16, 3, None),
+    "bgr16": (np.uint16, 3, cv2.COLOR_BGR2RGB),
+    "rgba16": (np.uint16, 4, cv2.COLOR_RGBA2RGB),
+    "bgra16": (np.uint16, 4, cv2.COLOR_BGRA2RGB),
+    "mono8": (np.uint8, 1, cv2.COLOR_GRAY2RGB),
+    "mono16": (np.uint16, 1, cv2.COLOR_GRAY2RGB),
+    "yuv422": (np.uint8, 2, cv2.COLOR_YUV2RGB_UYVY),
+    "uyvy": (np.uint8, 2, cv2.COLOR_YUV2RGB_UYVY),
+    "yuv422_yuy2": (np.uint8, 2, cv2.COLOR_YUV2RGB_YUY2),
+    "yuyv": (np.uint8, 2, cv2.COLOR_YUV2RGB_YUY2),
+    "bayer_rggb8": (np.uint8, 1, cv2.COLOR_BayerBG2RGB),
+    "bayer_bggr8": (np.uint8, 1, cv2.COLOR_BayerRG2RGB),
+    "bayer_gbrg8": (np.uint8, 1, cv2.COLOR_BayerGR2RGB),
+    "bayer_grbg8": (np.uint8, 1, cv2.COLOR_BayerGB2RGB),
+    "bayer_rggb16": (np.uint16, 1, cv2.COLOR_BayerBG2RGB),
+    "bayer_bggr16": (np.uint16, 1, cv2.COLOR_BayerRG2RGB),
+    "bayer_gbrg16": (np.uint16, 1, cv2.COLOR_BayerGR2RGB),
+    "bayer_grbg16": (np.uint16, 1, cv2.COLOR_BayerGB2RGB),
+}
+
+
+class ImageError(ValueError):
+    """An image message that cannot be turned into RGB; says what was expected and what came."""
+
+
+def stamp_from_msg(stamp: Time) -> int:
+    """Time message → nanoseconds."""
+    return int(stamp.sec) * NS_PER_S + int(stamp.nanosec)
+
+
+def stamp_to_msg(stamp_ns: int) -> Time:
+    """Nanoseconds → Time message; inverse of `stamp_from_msg`."""
+    return Time(sec=stamp_ns // NS_PER_S, nanosec=stamp_ns % NS_PER_S)
+
+
+def image_from_msg(message: Image) -> np.ndarray:
+    """Decodes a raw image.
+
+    Returns:
+        (H, W, 3) uint8 RGB, contiguous, owning its memory.
+
+    Raises:
+        ImageError: for an encoding that is not a colour image, or sizes that do not fit together.
+    """
+    encoding = message.encoding.lower()
+    if encoding not in _ENCODINGS:
+        raise ImageError(
+            f"image encoding: expected one of {', '.join(_ENCODINGS)}; got {message.encoding!r}. "
+            "Choose a colour stream of the camera"
+        )
+    dtype, channels, conversion = _ENCODINGS[encoding]
+    itemsize = np.dtype(dtype).itemsize
+    height, width, step = int(message.height), int(message.width), int(message.step)
+    row_bytes = width * channels * itemsize
+    data = np.frombuffer(message.data, dtype=np.uint8)
+    if height < 1 or width < 1 or step < row_bytes or data.size < (height - 1) * step + row_bytes:
+        raise ImageError(
+            f"image {message.encoding} {width}x{height}: expected step ≥ {row_bytes} and at least "
+            f"(height - 1) · step + {row_bytes} bytes; got step {step} and {data.size} bytes"
+        )
+    # The last row may lack its padding, so rows are taken by stride instead of by reshape.
+    rows = np.lib.stride_tricks.as_strided(data, (height, row_bytes), (step, 1))  # (H, W · bytes)
+    pixels = np.ascontiguousarray(rows).view(dtype).reshape(height, width, channels)  # (H, W, C)
+    if itemsize > 1 and bool(message.is_bigendian) != (
+        np.dtype(dtype).newbyteorder("=").str[0] == ">"
+    ):
+        pixels = pixels.byteswap()
+    image = pixels if conversion is None else cv2.cvtColor(pixels, conversion)
+    if image.dtype == np.uint16:
+        # 16 to 8 bit as cv_bridge scales it: v · 255 / 65535, rounded.
+        image = cv2.convertScaleAbs(image, alpha=255.0 / 65535.0)
+    return image.reshape(height, width, 3)
+
+
+def compressed_image_from_msg(message: CompressedImage) -> np.ndarray:
+    """Decodes a JPEG or PNG image.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+
+    Raises:
+        ImageError: if the data is no image, or a compressed depth image.
+    """
+    if "compressedDepth" in message.format:
+        raise ImageError(
+            f"compressed image: expected a colour image; got format {message.format!r}"
+        )
+    data = np.frombuffer(message.data, dtype=np.uint8)
+    image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB) if data.size else None
+    if image is None:
+        raise ImageError(
+            f"compressed image: expected JPEG or PNG; got {data.size} bytes of format "
+            f"{message.format!r}"
+        )
+    return image
+
+
+def image_to_msg(image: np.ndarray, stamp_ns: int, frame_id: str) -> Image:
+    """(H, W, 3) uint8 RGB → rgb8 message."""
+    height, width, _ = image.shape
+    message = Image(height=height, width=width, encoding="rgb8", is_bigendian=0, step=3 * width)
+    message.header.stamp = stamp_to_msg(stamp_ns)
+    message.header.frame_id = frame_id
+    # Assigning an ndarray would be checked element by element (100 ms); an array.array is taken as
+    # it is.
+    message.data = array.array("B", image.tobytes())
+    return message
+
+
+def compressed_image_to_msg(
+    image: np.ndarray, stamp_ns: int, frame_id: str, quality: int = 90
+) -> CompressedImage:
+    """(H, W, 3) uint8 RGB → JPEG message.
+
+    Raises:
+        ImageError: if OpenCV cannot encode it.
+    """
+    done, buffer = cv2.imencode(
+        ".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality]
+    )
+    if not done:
+        raise ImageError(f"compressed image: JPEG encoding of a {image.shape} image failed")
+    message = CompressedImage(format="rgb8; jpeg compressed bgr8")
+    message.header.stamp = stamp_to_msg(stamp_ns)
+    message.header.frame_id = frame_id
+    message.data = array.array("B", buffer.tobytes())
+    return message
+
+
+def image_decoder(choice: str) -> Callable[[Image], np.ndarray]:
+    """The function that decodes raw images.
+
+    Args:
+        choice: "numpy" and "auto" decode here; "cv_bridge" uses the one of the ROS installation.
+
+    Raises:
+        ImageError: if cv_bridge is asked for and not installed.
+    """
+    if choice in ("auto", "numpy"):
+        return image_from_msg
+    try:
+        from cv_bridge import CvBridge
+    except ImportError as error:
+        raise ImageError(
+            f"image_decoder: expected cv_bridge to be installed; {error}. "
+            "Install ros-jazzy-cv-bridge, or set image_decoder to numpy (same pixels, no "
+            "dependency)"
+        ) from None
+    bridge = CvBridge()
+
+    def decode(message: Image) -> np.ndarray:
+        return np.asarray(bridge.imgmsg_to_cv2(message, desired_encoding="rgb8"))
+
+    return decode
+
+
+def camera_info_to_msg(
+    intrinsics: np.ndarray, width_px: int, height_px: int, stamp_ns: int, frame_id: str
+) -> CameraInfo:
+    """(3, 3) pinhole matrix in pixels → CameraInfo without distortion."""
+    message = CameraInfo(
+        width=width_px, height=height_px, distortion_model="plumb_bob", d=[0.0] * 5
+    )
+    message.header.stamp = stamp_to_msg(stamp_ns)
+    message.header.frame_id = frame_id
+    message.k = intrinsics.reshape(9).tolist()
+    message.r = np.eye(3).reshape(9).tolist()
+    message.p = np.hstack([intrinsics, np.zeros((3, 1))]).reshape(12).tolist()
+    return message
+
+
+def joint_state_to_msg(
+    names: Sequence[str],
+    position: np.ndarray,
+    stamp_ns: int,
+    velocity: np.ndarray | None = None,
+    effort: np.ndarray | None = None,
+) -> JointState:
+    """Named joint values → JointState; velocity and effort stay empty when not given."""
+    message = JointState(name=list(names), position=position.tolist())
+    message.header.stamp = stamp_to_msg(stamp_ns)
+    if velocity is not None:
+        message.velocity = velocity.tolist()
+    if effort is not None:
+        message.effort = effort.tolist()
+    return message
+
+
+def chunk_to_msg(chunk: ActionChunk, joint_names: Sequence[str]) -> messages.ActionChunk:
+    """ActionChunk → message; what was retained travels in messages of its own."""
+    message = messages.ActionChunk(
+        dt_s=chunk.dt_ns / NS_PER_S,
+        joint_names=list(joint_names),
+        chunk_len=chunk.chunk_len,
+        positions=chunk.actions.reshape(-1).tolist(),  # (K · A,)
+        instruction=chunk.instruction,
+        inference_s=chunk.inference_s,
+    )
+    message.header.stamp = stamp_to_msg(chunk.stamp_ns)
+    return message
+
+
+def chunk_from_msg(message: messages.ActionChunk, joint_names: Sequence[str]) -> ActionChunk:
+    """Message → ActionChunk; inverse of `chunk_to_msg`.
+
+    Args:
+        message: The message.
+        joint_names: Joints that the receiver expects, in its order.
+
+    Raises:
+        ValueError: if it is for other joints, or its sizes do not fit together.
+    """
+    if list(message.joint_names) != list(joint_names):
+        raise ValueError(
+            f"ActionChunk: expected the joints {', '.join(joint_names)}; got "
+            f"{', '.join(message.joint_names) or 'none'}. "
+            "Is the policy for another robot?"
+        )
+    expected = message.chunk_len * len(joint_names)
+    if expected == 0 or len(message.positions) != expected:
+        raise ValueError(
+            f"ActionChunk: expected chunk_len · {len(joint_names)} = {expected} positions, at "
+            f"least one row; "
+            f"got {len(message.positions)}"
+        )
+    if not 0.0 < message.dt_s < 10.0:
+        raise ValueError(
+            f"ActionChunk: expected dt_s above 0 and below 10 s; got {message.dt_s!r}"
+        )
+    return ActionChunk(
+        actions=np.array(message.positions, dtype=np.float64).reshape(
+            message.chunk_len, len(joint_names)
+        ),  # (K, A)
+        stamp_ns=stamp_from_msg(message.header.stamp),
+        dt_ns=round(message.dt_s * NS_PER_S),
+        instruction=message.instruction,
+        inference_s=message.inference_s,
+    )
+
+
+def retained_to_msg(retained: RetainedTokens) -> messages.RetainedTokens:
+    """RetainedTokens → message."""
+    message = messages.RetainedTokens(
+        camera=retained.camera,
+        rows=retained.grid[0],
+        columns=retained.grid[1],
+        layer=retained.layer,
+        patch_indices=array.array("I", retained.patch_indices.astype(np.uint32).tobytes()),
+        kept_by=array.array("B", retained.kept_by.astype(np.uint8).tobytes()),
+    )
+    message.header.stamp = stamp_to_msg(retained.stamp_ns)
+    return message
+
+
+def retained_from_msg(message: messages.RetainedTokens) -> RetainedTokens:
+    """Message → RetainedTokens; inverse of `retained_to_msg`.
+
+    Raises:
+        ValueError: if indices and flags do not fit together or leave the grid.
+    """
+    return RetainedTokens(
+        camera=message.camera,
+        stamp_ns=stamp_from_msg(message.header.stamp),
+        grid=(message.rows, message.columns),
+        layer=message.layer,
+        patch_indices=np.array(message.patch_indices, dtype=np.int32),
+        kept_by=np.array(message.kept_by, dtype=np.uint8),
+    )

@@ -1,0 +1,240 @@
+"""The demo: sim, policy and controller as processes, watched from outside like a robot would be,
+and judged.
+
+Everything shown is counted from the messages on the wire, nothing is asked of the nodes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import rclpy
+from rclpy.executors import SingleThreadedExecutor
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from vla_oft_ros.config import ConfigError
+from vla_oft_ros.config import config_dir as shipped_config_dir
+from vla_oft_ros.ros.demo_monitor import DemoMonitor, Figures
+from vla_oft_ros.ros.processes import NodeProcesses, keep_on_loopback
+
+_START_TIMEOUT_S = 180.0
+_SLOWEST_REAL_TIME_FACTOR = 0.05
+_PLAIN_LINE_EVERY_S = 2.0
+_REFRESH_PER_S = 5.0
+
+MIN_TARGET_SHARE = 745 / 750
+"""Share of the control ticks that must have had a target."""
+MIN_CAMERA_HZ = 24.0
+MIN_ARM_MOTION_RAD = 0.02
+"""Range that some joint of each arm must have covered in the physics."""
+
+
+class DemoFailed(RuntimeError):
+    """The demo could not run to its end; says which process ended and what it said."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoOptions:
+    """What the demo shall do.
+
+    Attributes:
+        seconds: Simulated time to watch, s.
+        checkpoint_dir: Checkpoint; None makes a small random one.
+        instruction: What the robot shall do.
+        device: Torch device of the policy.
+        seed: Seed of the cube's pose and of a random checkpoint.
+        output_dir: Folder for figures, pictures and logs.
+        config_dir: Folder of the YAML files; None is the shipped one.
+    """
+
+    seconds: float
+    checkpoint_dir: Path | None
+    instruction: str
+    device: str
+    seed: int
+    output_dir: Path
+    config_dir: Path | None
+
+
+def run_demo(options: DemoOptions, console: Console) -> int:
+    """Runs the demo and writes its results.
+
+    Returns:
+        0 if it went well, 1 if it ran but something is wrong with what was seen.
+
+    Raises:
+        ConfigError: for options that cannot be met.
+    """
+    if not options.seconds >= 1.0:
+        raise ConfigError(f"--seconds: expected at least 1; got {options.seconds:g}")
+    config_dir = (options.config_dir or shipped_config_dir()).resolve()
+    for name in ("policy.yaml", "controller.yaml", "sim.yaml", "fastdds_loopback.xml"):
+        if not (config_dir / name).is_file():
+            raise ConfigError(f"{config_dir}: expected the file {name}; give another --config-dir")
+    output_dir = options.output_dir.resolve()
+    log_dir = output_dir / "log"
+    log_dir.mkdir(parents=True, exist_ok=True)
+    checkpoint_dir = _checkpoint(options, output_dir, console)
+
+    keep_on_loopback(os.environ, config_dir)
+    os.environ["ROS_LOG_DIR"] = str(log_dir)
+    rclpy.init()
+    monitor = DemoMonitor(options.seconds, output_dir / "cameras.mp4")
+    executor = SingleThreadedExecutor()
+    executor.add_node(monitor)
+    try:
+        with NodeProcesses(config_dir, log_dir, os.environ) as nodes:
+            _start(nodes, options, checkpoint_dir)
+            _watch(nodes, monitor, executor, console, options.seconds)
+            codes = nodes.stop()
+    except DemoFailed as failure:
+        console.print(f"[bold red]the demo failed:[/] {failure}", soft_wrap=True)
+        return 1
+    finally:
+        executor.remove_node(monitor)
+        monitor.close()
+        monitor.destroy_node()
+        rclpy.try_shutdown()
+    figures = monitor.figures()
+    problems = judge(figures)
+    problems += [
+        f"{name} ended with exit code {code}" for name, code in codes.items() if code != 0
+    ]
+    _report(figures, problems, options, output_dir, monitor, console)
+    return 1 if problems else 0
+
+
+def judge(figures: Figures) -> list[str]:
+    """What is wrong with what was seen; empty if all is well."""
+    problems = []
+    if figures.targets < MIN_TARGET_SHARE * figures.ticks:
+        problems.append(
+            f"{figures.targets} joint targets for {figures.ticks} ticks of simulated time"
+        )
+    for camera, rate_hz in figures.camera_hz.items():
+        if not rate_hz >= MIN_CAMERA_HZ:
+            problems.append(f"{camera}: {rate_hz:.1f} Hz, expected at least {MIN_CAMERA_HZ:g}")
+    for arm, motion_rad in figures.arm_motion_rad.items():
+        if not motion_rad >= MIN_ARM_MOTION_RAD:
+            problems.append(
+                f"the {arm} arm moved {motion_rad:.4f} rad, expected at least "
+                f"{MIN_ARM_MOTION_RAD:g}"
+            )
+    return problems
+
+
+def _checkpoint(options: DemoOptions, output_dir: Path, console: Console) -> Path:
+    if options.checkpoint_dir is not None:
+        return options.checkpoint_dir.resolve()
+    directory = output_dir / f"random_checkpoint_{options.seed}"
+    if not (directory / "config.json").is_file():
+        from vla_oft_ros.model.small_checkpoint import make_random_checkpoint
+
+        console.print(f"Making a small random OFT+ policy in {directory}")
+        make_random_checkpoint(directory, seed=options.seed)
+    return directory
+
+
+def _start(nodes: NodeProcesses, options: DemoOptions, checkpoint_dir: Path) -> None:
+    simulated = {"use_sim_time": True, "exit_with_parent": True}
+    nodes.start("sim_node", "sim.yaml", {"exit_with_parent": True, "seed": options.seed})
+    nodes.start(
+        "policy_node",
+        "policy.yaml",
+        {
+            **simulated,
+            "instruction": options.instruction,
+            "policy.checkpoint_dir": str(checkpoint_dir),
+            "policy.device": options.device,
+        },
+    )
+    nodes.start("controller_node", "controller.yaml", simulated)
+
+
+def _watch(
+    nodes: NodeProcesses,
+    monitor: DemoMonitor,
+    executor: SingleThreadedExecutor,
+    console: Console,
+    seconds: float,
+) -> None:
+    started_s = time.monotonic()
+    limit_s = started_s + _START_TIMEOUT_S + seconds / _SLOWEST_REAL_TIME_FACTOR
+    next_line_s = started_s
+    with Live(console=console, refresh_per_second=_REFRESH_PER_S, transient=True) as live:
+        while not monitor.done:
+            executor.spin_once(timeout_sec=0.1)
+            now_s = time.monotonic()
+            if gone := nodes.ended():
+                name, code = next(iter(gone.items()))
+                raise DemoFailed(
+                    f"{name} ended with exit code {code}; it said\n{nodes.log_tail(name)}"
+                )
+            if monitor.started_ns is None and now_s > started_s + _START_TIMEOUT_S:
+                raise DemoFailed(
+                    f"no joint target within {_START_TIMEOUT_S:g} s; the policy "
+                    f"said\n{nodes.log_tail('policy_node')}"
+                    f"\nthe controller said\n{nodes.log_tail('controller_node')}"
+                )
+            if now_s > limit_s:
+                raise DemoFailed(
+                    f"simulated time is slower than {_SLOWEST_REAL_TIME_FACTOR:g} of real time"
+                )
+            if now_s >= next_line_s:
+                line = monitor.line()
+                if console.is_terminal:
+                    live.update(Text(line))
+                    next_line_s = now_s + 1.0 / _REFRESH_PER_S
+                else:
+                    console.print(line, soft_wrap=True)
+                    next_line_s = now_s + _PLAIN_LINE_EVERY_S
+
+
+def _report(
+    figures: Figures,
+    problems: list[str],
+    options: DemoOptions,
+    output_dir: Path,
+    monitor: DemoMonitor,
+    console: Console,
+) -> None:
+    sheet = output_dir / "cameras.png"
+    monitor.write_contact_sheet(sheet)
+    record = {
+        **figures.as_dict(),
+        "instruction": options.instruction,
+        "seed": options.seed,
+        "random_policy": options.checkpoint_dir is None,
+        "problems": problems,
+        "machine": {
+            "cores": os.cpu_count(),
+            "system": platform.platform(),
+            "python": platform.python_version(),
+        },
+    }
+    (output_dir / "figures.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, value in figures.rows():
+        table.add_row(name, value)
+    console.print(table)
+    if options.checkpoint_dir is None:
+        console.print(
+            "The policy's weights are random: it moves the arms, but knows no task, so expect "
+            "reward 0."
+        )
+    console.print(
+        f"Figures {output_dir / 'figures.json'}\nVideo   {output_dir / 'cameras.mp4'}\nPicture "
+        f"{sheet}"
+    )
+    for problem in problems:
+        console.print(f"[bold red]not good:[/] {problem}", soft_wrap=True)
+    if not problems:
+        console.print("[bold green]The policy moved both arms at 25 Hz.[/]")

@@ -1,0 +1,231 @@
+"""What every managed node of the package shares: configuration, stop order, logging, and how its
+process ends.
+
+A node fills four hooks. `_setup` raises to fail configuration and may leave things half built;
+`_teardown` tolerates that, and serves cleanup, shutdown and error alike. `_start` and `_stop`
+switch the work on and off.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from types import FrameType
+
+import rclpy
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.logging import get_logger
+from rclpy.node import Node
+from rclpy.signals import SignalHandlerOptions
+
+from vla_oft_ros.ros.params import declare_config
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_POLL_S = 0.1
+_INACTIVE, _ACTIVE = 2, 3  # lifecycle_msgs/State PRIMARY_STATE_*
+
+
+class ForwardToRos(logging.Handler):
+    """Sends the package's own log records to a node's logger, so that they reach /rosout and the
+    launch output.
+    """
+
+    def __init__(self, node: Node) -> None:
+        super().__init__()
+        self._logger = node.get_logger()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Forwards one record at the level it came with."""
+        text = self.format(record)
+        if record.levelno >= logging.ERROR:
+            self._logger.error(text)
+        elif record.levelno >= logging.WARNING:
+            self._logger.warning(text)
+        elif record.levelno >= logging.INFO:
+            self._logger.info(text)
+        else:
+            self._logger.debug(text)
+
+
+def declare_node_config(node: Node, config_class: type) -> object:
+    """Declares the parameters of a node, ties its process to its parent if asked to, and forwards
+    the core's log.
+    """
+    config = declare_config(node, config_class)
+    if getattr(config, "exit_with_parent", False):
+        exit_with_parent()
+    core = logging.getLogger("vla_oft_ros")
+    core.setLevel(logging.INFO)
+    core.handlers[:] = [ForwardToRos(node)]
+    core.propagate = False
+    return config
+
+
+def exit_with_parent() -> None:
+    """Asks Linux for SIGTERM when the starting process ends: a launch that is killed leaves no
+    robot node behind.
+    """
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+class ManagedNode(LifecycleNode):
+    """Lifecycle node over one configuration class.
+
+    Args:
+        name: Node name; also its section in the YAML file.
+        config_class: Frozen dataclass of its parameters.
+    """
+
+    def __init__(self, name: str, config_class: type) -> None:
+        super().__init__(name, automatically_declare_parameters_from_overrides=True)
+        self.config = declare_node_config(self, config_class)
+
+    def _setup(self) -> None:
+        """Builds everything; raises to refuse."""
+
+    def _start(self) -> None:
+        """Begins to work."""
+
+    def _stop(self) -> None:
+        """Stops to work; nothing may be published afterwards."""
+
+    def _teardown(self) -> None:
+        """Destroys whatever `_setup` built, however far it came."""
+
+    @property
+    def state_id(self) -> int:
+        """Present primary state (lifecycle_msgs/State)."""
+        return int(self._state_machine.current_state[0])
+
+    def now_ns(self) -> int:
+        """Present ROS time (simulated where use_sim_time is set), nanoseconds."""
+        return int(self.get_clock().now().nanoseconds)
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Builds; refuses with the reason and leaves nothing behind."""
+        done = self._guard("configure", self._setup)
+        if done is not TransitionCallbackReturn.SUCCESS:
+            self._guard("clean up", self._teardown)
+        return done
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Activates publishers, then starts."""
+        super().on_activate(state)
+        done = self._guard("activate", self._start)
+        if done is not TransitionCallbackReturn.SUCCESS:
+            super().on_deactivate(state)
+        return done
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Stops first, deactivates publishers last: the last message is the node's own
+        farewell.
+        """
+        done = self._guard("deactivate", self._stop)
+        super().on_deactivate(state)
+        return done
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Back to nothing."""
+        return self._guard("clean up", self._teardown)
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Stops if need be, then tears down."""
+        if state.state_id == _ACTIVE:
+            self.on_deactivate(state)
+        return self._guard("shut down", self._teardown)
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """The safe state: stopped and torn down."""
+        self._guard("stop after an error", self._stop)
+        return self._guard("clean up after an error", self._teardown)
+
+    def _guard(self, what: str, action: Callable[[], None]) -> TransitionCallbackReturn:
+        """Runs a hook; the user's mistakes are told in one line, everything else with its
+        traceback.
+        """
+        try:
+            action()
+        except ValueError as error:
+            self.get_logger().error(f"cannot {what}: {error}")
+            return TransitionCallbackReturn.FAILURE
+        except Exception:
+            self.get_logger().error(f"cannot {what}:\n{traceback.format_exc()}")
+            return TransitionCallbackReturn.FAILURE
+        return TransitionCallbackReturn.SUCCESS
+
+    def autostart(self) -> bool:
+        """Configures and activates; False if either is refused."""
+        success = TransitionCallbackReturn.SUCCESS
+        return self.trigger_configure() == success and self.trigger_activate() == success
+
+
+def run(make_node: Callable[[], Node], args: list[str] | None = None) -> int:
+    """Runs one node until SIGINT, SIGTERM or its refusal; the main function of every executable.
+
+    The signals are ours, not rclpy's: the node is deactivated and torn down while it can still
+    speak.
+
+    Args:
+        make_node: Makes the node, after rclpy was initialised.
+        args: Command line; None is the process's own.
+
+    Returns:
+        Exit code: 0 after a signal, 1 if autostart was refused or the node gave up, 2 for a wrong
+        configuration.
+    """
+    stopping: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        stopping.append(number)
+
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
+    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    try:
+        try:
+            node = make_node()
+        except ValueError as error:  # ConfigError, or rclpy's own refusal of a parameter file
+            get_logger("vla_oft_ros").fatal(str(error))
+            return 2
+        try:
+            return _spin(node, stopping)
+        finally:
+            node.destroy_node()
+    finally:
+        rclpy.try_shutdown()
+
+
+def _spin(node: Node, stopping: list[int]) -> int:
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    try:
+        managed = isinstance(node, ManagedNode)
+        if managed and node.config.autostart and not node.autostart():  # type: ignore[attr-defined]
+            return 1
+        while not stopping:
+            executor.spin_once(timeout_sec=_POLL_S)
+            if getattr(node, "failed", False):
+                return 1
+        if managed and node.state_id in (_INACTIVE, _ACTIVE):
+            node.trigger_shutdown()
+        return 0
+    finally:
+        executor.remove_node(node)
+        executor.shutdown()
+
+
+def main_of(make_node: Callable[[], Node]) -> Callable[[], None]:
+    """The `main` of a node module, for console scripts and `ros2 run`."""
+
+    def main() -> None:
+        sys.exit(run(make_node))
+
+    return main

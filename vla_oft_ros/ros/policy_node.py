@@ -1,0 +1,249 @@
+"""Cameras, joint states and an instruction in; action chunks and retained tokens out.
+
+The executor's thread only takes messages and asks, once per `execute_steps` control steps, for an
+observation; one worker thread runs the network. So a pass of 300 ms delays no message. The node
+knows nothing of torch: it is handed a `Policy` by `load_policy`.
+"""
+
+from __future__ import annotations
+
+import traceback
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from rclpy.qos import DurabilityPolicy, QoSProfile
+from std_msgs.msg import String
+from std_srvs.srv import Trigger
+
+from vla_oft_ros import msg as messages
+from vla_oft_ros.aloha import ACTION_NAMES, load_profile
+from vla_oft_ros.config import ConfigError, PolicyNodeConfig
+from vla_oft_ros.ros.camera_input import CameraInput, Decode
+from vla_oft_ros.ros.conversions import ImageError, chunk_to_msg, image_decoder, retained_to_msg
+from vla_oft_ros.ros.diagnostics import OK, WARN, Diagnostics, RollingTimes
+from vla_oft_ros.ros.lifecycle import ManagedNode, main_of
+from vla_oft_ros.ros.params import on_live_change
+from vla_oft_ros.ros.robot_io import FollowerStates
+from vla_oft_ros.sync import ObservationBuilder, ObservationNotReady
+from vla_oft_ros.types import ActionChunk, Observation
+
+_COMPLAIN_EVERY_S = 5.0
+_DIAGNOSTICS_PERIOD_S = 1.0
+LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+
+
+class PolicyNode(ManagedNode):
+    """Runs the policy. Parameters: `PolicyNodeConfig`."""
+
+    config: PolicyNodeConfig
+
+    def __init__(self) -> None:
+        super().__init__("policy_node", PolicyNodeConfig)
+        self._instruction = self.config.instruction
+        self._policy = None
+        self._parts: list[CameraInput | FollowerStates | Diagnostics] = []
+        self._handles: list[tuple] = []
+        self._timers: list = []
+        on_live_change(self, PolicyNodeConfig, lambda _, value: self._set_instruction(value))
+
+    def _setup(self) -> None:
+        from vla_oft_ros.policy import (
+            load_policy,  # brings torch; only the policy's own process pays for it
+        )
+
+        config = self.config
+        profile = load_profile(config.profile, config.profiles_path)
+        self._policy = load_policy(config.policy)
+        if self._policy.action_dim != len(ACTION_NAMES):
+            raise ConfigError(
+                f"policy.checkpoint_dir {config.policy.checkpoint_dir}: expected a checkpoint for "
+                f"{len(ACTION_NAMES)} joints; it has {self._policy.action_dim}"
+            )
+        self._builder = ObservationBuilder(self._policy.cameras, config.sync)
+        self._times = RollingTimes()
+        self._chunks = 0
+        self._dt_ns = round(1e9 / config.control_rate_hz)
+        self._next_query_ns = 0
+        self._pending_reset = True
+        self._inference = None
+        self._retain_ratio = 1.0
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="inference")
+        decode = image_decoder(config.image_decoder)
+        self._parts = [
+            *(
+                CameraInput(
+                    self,
+                    camera,
+                    profile.camera_topic(camera),
+                    config.image_transport,
+                    decode,
+                    self._on_frame,
+                )
+                for camera in self._policy.cameras
+            ),
+            FollowerStates(self, profile, self._builder.add_joints),
+        ]
+        for part in self._parts:
+            part.setup()
+        self._diagnostics = Diagnostics(self)
+        self._parts.append(self._diagnostics)
+        self._chunk_publisher = self.create_lifecycle_publisher(
+            messages.ActionChunk, config.chunk_topic, 10
+        )
+        self._retained_publisher = self.create_lifecycle_publisher(
+            messages.RetainedTokens, config.retained_tokens_topic, 30
+        )
+        self._handles = [
+            (self.destroy_lifecycle_publisher, self._chunk_publisher),
+            (self.destroy_lifecycle_publisher, self._retained_publisher),
+            (
+                self.destroy_subscription,
+                self.create_subscription(
+                    String,
+                    config.instruction_topic,
+                    lambda message: self._set_instruction(message.data),
+                    LATCHED,
+                ),
+            ),
+            (self.destroy_service, self.create_service(Trigger, "~/reset", self._on_reset)),
+        ]
+        self.get_logger().info(
+            f"policy from {config.policy.checkpoint_dir}: {self._policy.chunk_len} actions per "
+            f"chunk, "
+            f"cameras {', '.join(self._policy.cameras)}"
+        )
+
+    def _start(self) -> None:
+        self._next_query_ns = 0
+        self._pending_reset = True
+        self._timers = [
+            self.create_timer(1.0 / self.config.control_rate_hz, self._tick),
+            self.create_timer(_DIAGNOSTICS_PERIOD_S, self._publish_diagnostics),
+        ]
+
+    def _stop(self) -> None:
+        for timer in self._timers:
+            self.destroy_timer(timer)
+        self._timers = []
+        if self._inference is not None:
+            self._inference.cancel()
+            self._inference = None
+
+    def _teardown(self) -> None:
+        self._stop()
+        if worker := getattr(self, "_worker", None):
+            worker.shutdown(wait=True)
+        for part in self._parts:
+            part.teardown()
+        for destroy, handle in self._handles:
+            destroy(handle)
+        self._parts, self._handles, self._policy = [], [], None
+
+    def _on_frame(self, camera: str, stamp_ns: int, decode: Decode) -> None:
+        self._builder.add_image(camera, stamp_ns, decode)
+
+    def _set_instruction(self, instruction: str) -> None:
+        if instruction == self._instruction:
+            return
+        self.get_logger().info(f"instruction: {instruction!r}")
+        self._instruction = instruction
+        self._pending_reset = True
+        self._next_query_ns = 0
+
+    def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        """A new episode: forgets frames and what was kept, and asks the policy anew."""
+        if self._policy is None:
+            response.success, response.message = False, "not configured"
+            return response
+        self._builder.clear()
+        self._pending_reset = True
+        self._next_query_ns = 0
+        response.success = True
+        return response
+
+    def _tick(self) -> None:
+        now_ns = self.now_ns()
+        busy = self._inference is not None and not self._inference.done()
+        if busy or not self._instruction or now_ns < self._next_query_ns:
+            return
+        try:
+            observation = self._builder.build(now_ns, self._instruction)
+        except (ObservationNotReady, ImageError) as error:
+            self.get_logger().warning(
+                f"no observation: {error}", throttle_duration_sec=_COMPLAIN_EVERY_S
+            )
+            return
+        self._next_query_ns = observation.stamp_ns + self.config.execute_steps * self._dt_ns
+        reset, self._pending_reset = self._pending_reset, False
+        self._inference = self._worker.submit(self._infer, observation, reset)
+
+    def _infer(self, observation: Observation, reset: bool) -> None:
+        """In the worker thread: one pass of the network, then its chunk on the wire."""
+        try:
+            if reset:
+                self._policy.reset()
+            chunk = self._policy.infer(observation)
+            if not np.all(np.isfinite(chunk.actions)):
+                raise ValueError("the policy answered with NaN or infinite actions")
+        except Exception:
+            self.get_logger().error(
+                f"inference failed; no chunk is sent and the robot will "
+                f"hold:\n{traceback.format_exc()}",
+                throttle_duration_sec=_COMPLAIN_EVERY_S,
+            )
+            return
+        if self.state_id != _ACTIVE_STATE or observation.instruction != self._instruction:
+            return  # answered a question that nobody asks any more
+        self._publish(chunk)
+
+    def _publish(self, chunk: ActionChunk) -> None:
+        self._chunk_publisher.publish(chunk_to_msg(chunk, ACTION_NAMES))
+        for retained in chunk.retained:
+            self._retained_publisher.publish(retained_to_msg(retained))
+        self._chunks += 1
+        if self._chunks > 1:  # the first pass warms caches up and would spoil the figures
+            self._times.add(chunk.inference_s)
+        if chunk.retained:
+            last = max(retained.layer for retained in chunk.retained)
+            ratios = [
+                retained.retain_ratio for retained in chunk.retained if retained.layer == last
+            ]
+            self._retain_ratio = float(np.mean(ratios))
+
+    def _publish_diagnostics(self) -> None:
+        now_ns = self.now_ns()
+        problems = self._builder.problems(now_ns)
+        parts = {
+            "inference": (
+                OK if self._instruction else WARN,
+                "" if self._instruction else "no instruction yet",
+                {
+                    "chunks": self._chunks,
+                    "last_ms": self._times.last * 1e3,
+                    "p50_ms": self._times.quantile(0.5) * 1e3,
+                    "p95_ms": self._times.quantile(0.95) * 1e3,
+                    "retain_ratio": self._retain_ratio,
+                },
+            ),
+            "observation": (
+                WARN if problems else OK,
+                "; ".join(problems),
+                {"instruction": self._instruction},
+            ),
+        }
+        for name, stream in self._builder.streams.items():
+            age_ms = float("nan") if stream.stamp_ns is None else (now_ns - stream.stamp_ns) / 1e6
+            parts[name] = (
+                OK,
+                "",
+                {"age_ms": age_ms, "received": stream.received, "reordered": stream.refused},
+            )
+        self._diagnostics.publish(parts)
+
+
+_ACTIVE_STATE = 3  # lifecycle_msgs/State PRIMARY_STATE_ACTIVE
+
+main = main_of(PolicyNode)
+
+if __name__ == "__main__":
+    main()
