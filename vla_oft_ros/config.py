@@ -429,8 +429,7 @@ class ChunkQueueConfig:
         default=0.1,
         metadata=doc(
             "While a join fades, a gripper keeps its opening unless the new one is this near to "
-            "it, or this far from "
-            "half open.",
+            "it, or this far from half open.",
             ge=0.0,
             le=0.5,
         ),
