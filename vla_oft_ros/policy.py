@@ -1,0 +1,234 @@
+"""The policy as an ordinary Python object: `Policy.infer(Observation) → ActionChunk`.
+
+Numpy and robot units outside, tensors and [-1, 1] inside. Knows nothing of ROS; importable and
+testable anywhere.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from vla_oft_ros.config import PolicyConfig
+from vla_oft_ros.model.action_head import HeadKind
+from vla_oft_ros.model.checkpoint import Checkpoint, load_checkpoint
+from vla_oft_ros.model.checkpoint_sizes import CheckpointRecord
+from vla_oft_ros.model.inputs import ModelInputs, sequence_ids
+from vla_oft_ros.model.vla import Modulations
+from vla_oft_ros.normalization import normalize, unnormalize
+from vla_oft_ros.types import ActionChunk, KeptBy, Observation, RetainedTokens
+
+logger = logging.getLogger(__name__)
+
+PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+class Policy:
+    """A loaded checkpoint that answers observations.
+
+    Args:
+        checkpoint: From `load_checkpoint`.
+        dt_ns: Time between two actions of a chunk, nanoseconds.
+        diffusion_steps: DDIM steps of a diffusion checkpoint.
+        seed: Seed of the noise that a diffusion checkpoint starts from.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, *, dt_ns: int, diffusion_steps: int = 50, seed: int = 0
+    ) -> None:
+        parameter = next(checkpoint.model.parameters())
+        self.checkpoint = checkpoint
+        self.device = parameter.device
+        self.dtype = parameter.dtype
+        self.dt_ns = dt_ns
+        self.diffusion_steps = diffusion_steps
+        self._generator = torch.Generator().manual_seed(seed)
+        self._film: tuple[str, Modulations | None] | None = None
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """Camera names in the order in which the network sees them."""
+        return self.checkpoint.record.cameras or ()
+
+    @property
+    def chunk_len(self) -> int:
+        """K, actions per chunk."""
+        return self.checkpoint.config.chunk_len
+
+    @property
+    def action_dim(self) -> int:
+        """A, numbers per action."""
+        return self.checkpoint.config.action_dim
+
+    @property
+    def proprio_dim(self) -> int:
+        """Numbers of the proprio vector that the network reads; 0 if it reads none."""
+        return self.checkpoint.config.proprio_dim
+
+    @property
+    def profile(self) -> str:
+        """Robot profile that the checkpoint was trained for; empty if it does not say."""
+        return self.checkpoint.record.profile or ""
+
+    @property
+    def patch_grid(self) -> tuple[int, int]:
+        """(rows, columns) of each camera's patches."""
+        return (self.checkpoint.config.dino.grid,) * 2
+
+    def reset(self) -> None:
+        """Forgets what was kept between inferences; call it at the start of an episode."""
+        self._film = None
+
+    def infer(self, observation: Observation) -> ActionChunk:
+        """Predicts the next chunk.
+
+        Args:
+            observation: Images of all `cameras` (others are ignored), proprio in robot units.
+
+        Returns:
+            (K, A) joint targets in robot units, stamped with the oldest part of the observation.
+
+        Raises:
+            ValueError: if a camera is missing, proprio has another length or is not finite.
+        """
+        start_s = time.perf_counter()
+        actions = self.infer_normalized(observation)
+        return ActionChunk(
+            actions=unnormalize(actions, self.checkpoint.action_stats),
+            stamp_ns=observation.stamp_ns,
+            dt_ns=self.dt_ns,
+            instruction=observation.instruction,
+            inference_s=time.perf_counter() - start_s,
+            retained=self._dense(observation),
+        )
+
+    @torch.inference_mode()
+    def infer_normalized(self, observation: Observation) -> np.ndarray:
+        """The network's answer before it is mapped to robot units: (K, A) float64, nominally in
+        [-1, 1].
+        """
+        inputs = self.inputs(observation)
+        output = self.checkpoint.model(
+            inputs,
+            modulations=self._modulations(observation.instruction, inputs),
+            noise=self._noise(),
+            diffusion_steps=self.diffusion_steps,
+        )
+        actions: np.ndarray = output.actions[0].double().cpu().numpy()
+        return actions
+
+    def inputs(self, observation: Observation) -> ModelInputs:
+        """Network inputs of one observation, on the device.
+
+        Raises:
+            ValueError: as `infer`.
+        """
+        checkpoint = self.checkpoint
+        images = [_image(observation.images, camera) for camera in self.cameras]
+        pixels = checkpoint.images.pixel_values(checkpoint.images.prepare(images))
+        prompt = checkpoint.tokenizer.prompt_ids(observation.instruction)
+        return ModelInputs(
+            pixel_values=torch.from_numpy(pixels)[None],
+            input_ids=sequence_ids([prompt], self.chunk_len * self.action_dim),
+            prompt_lens=(len(prompt),),
+            proprio=self._proprio(observation.proprio),
+        ).to(self.device, self.dtype)
+
+    def _proprio(self, proprio: np.ndarray) -> torch.Tensor | None:
+        stats = self.checkpoint.proprio_stats
+        if stats is None:
+            return None
+        if proprio.shape != (stats.dim,) or not np.all(np.isfinite(proprio)):
+            raise ValueError(
+                f"Observation: expected {stats.dim} finite proprio numbers, as the checkpoint was "
+                "trained; "
+                f"got shape {proprio.shape} {np.array2string(proprio, precision=3)}"
+            )
+        return torch.from_numpy(normalize(proprio, stats).astype(np.float32))[None]
+
+    def _modulations(self, instruction: str, inputs: ModelInputs) -> Modulations | None:
+        """FiLM depends on the instruction alone, so it is computed once per instruction."""
+        if self._film is None or self._film[0] != instruction:
+            self._film = (instruction, self.checkpoint.model.film(inputs))
+        return self._film[1]
+
+    def _noise(self) -> torch.Tensor | None:
+        if self.checkpoint.config.head is not HeadKind.DIFFUSION:
+            return None
+        shape = (1, self.chunk_len, self.action_dim)
+        # Drawn on the CPU, so that a seed gives the same noise on every device.
+        return torch.randn(shape, generator=self._generator).to(self.device)
+
+    def _dense(self, observation: Observation) -> tuple[RetainedTokens, ...]:
+        count = self.checkpoint.config.dino.patches
+        return tuple(
+            RetainedTokens(
+                camera=camera,
+                stamp_ns=observation.image_stamps_ns[camera],
+                grid=self.patch_grid,
+                layer=0,
+                patch_indices=np.arange(count, dtype=np.int32),
+                kept_by=np.full(count, KeptBy.DENSE, dtype=np.uint8),
+            )
+            for camera in self.cameras
+        )
+
+
+def _image(images: Mapping[str, np.ndarray], camera: str) -> np.ndarray:
+    if camera not in images:
+        raise ValueError(
+            f"Observation: expected an image of {camera}; got {', '.join(images) or 'none'}. The "
+            "checkpoint's "
+            "cameras can be renamed with the parameter 'cameras'"
+        )
+    return images[camera]
+
+
+def load_policy(config: PolicyConfig, *, control_rate_hz: float = 25.0) -> Policy:
+    """Loads a checkpoint and makes it ready to answer.
+
+    Args:
+        config: What to load and how to run it.
+        control_rate_hz: Rate of the actions of a chunk; the rate of the training data.
+
+    Raises:
+        ValueError: if a setting or the checkpoint is wrong; a `CheckpointError` lists all faults
+            of the latter.
+    """
+    if not config.checkpoint_dir:
+        raise ValueError(
+            "checkpoint_dir: expected a local checkpoint directory; got an empty string"
+        )
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    device = _device(config.device)
+    precision = config.precision
+    if precision == "auto":
+        precision = "fp32" if device.type == "cpu" else "bf16"
+    checkpoint = load_checkpoint(
+        Path(config.checkpoint_dir).expanduser(),
+        device=device,
+        dtype=PRECISIONS[precision],
+        unnorm_key=config.unnorm_key,
+        record=CheckpointRecord(),
+    )
+    return Policy(checkpoint, dt_ns=round(1e9 / control_rate_hz))
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device: expected auto, cpu, cuda or cuda:<index>; {error}") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"device: expected a CUDA GPU for {name!r}; torch sees none. Set device to cpu"
+        )
+    return device
