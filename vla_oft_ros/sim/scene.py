@@ -19,7 +19,7 @@ import mujoco
 import numpy as np
 
 from vla_oft_ros.aloha import ARMS, CAMERAS
-from vla_oft_ros.sim.tasks import Cube
+from vla_oft_ros.sim.tasks import TABLE, Cube
 
 ASSETS_PACKAGE = "gym_aloha"
 ASSETS_INSTALL = "pip install --no-deps gym-aloha==0.1.5"
@@ -32,6 +32,12 @@ Z_NEAR_M = 0.01
 """Nearest visible distance. gym-aloha's 0.166 m would cut the grippers out of the wrist images."""
 HIDDEN_GROUP = 3
 """Geometry group that MuJoCo does not draw by default; holds the meshes that collide."""
+ARM_RGBA = (0.17, 0.17, 0.18, 1.0)
+TABLE_RGBA = (0.62, 0.55, 0.47, 1.0)
+ROOM_RGBA = (0.5, 0.52, 0.55, 1.0)
+"""Colours as in a real ALOHA's images: black arms above a wooden table in a grey room."""
+ROOM_HALF_M = 2.0
+FLOOR_M = -0.75
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,12 +66,12 @@ class CameraMount:
 
 
 def _wrist(arm: str) -> CameraMount:
-    # Above the gripper, looking along the fingers and down by 25 degrees: the view of ALOHA's
+    # Above the gripper, looking along the fingers and down by 32 degrees: the view of ALOHA's
     # wrist cameras (D405).
-    tilt = np.deg2rad(25.0)
+    tilt = np.deg2rad(32.0)
     return CameraMount(
         body=f"vx300s_{arm}/gripper_link",
-        position_m=(-0.01, 0.0, 0.0825),
+        position_m=(0.0, 0.0, 0.095),
         forward=(float(np.cos(tilt)), 0.0, -float(np.sin(tilt))),
         fovy_deg=58.0,
     )
@@ -77,9 +83,9 @@ MOUNTS = dict(
         (
             CameraMount(
                 body="world",
-                position_m=(0.0, 0.05, 0.75),
-                forward=(0.0, 0.52, -0.70),
-                fovy_deg=60.0,
+                position_m=(0.0, 0.0, 0.80),
+                forward=(0.0, 0.50, -0.68),
+                fovy_deg=58.0,
             ),
             *(_wrist(arm) for arm in ARMS),
         ),
@@ -128,6 +134,7 @@ def build_model(cubes: Iterable[Cube], width: int, height: int) -> mujoco.MjMode
     _replace_cubes(spec, cubes)
     _add_cameras(spec)
     _draw_coarse_meshes(spec, folder)
+    _add_room(spec)
     spec.visual.quality.shadowsize = 0
     spec.visual.quality.offsamples = 0
     spec.visual.global_.offwidth = width
@@ -184,9 +191,34 @@ def _draw_coarse_meshes(spec: mujoco.MjSpec, folder: Path) -> None:
         if geom.type != mujoco.mjtGeom.mjGEOM_MESH:
             continue
         drawn = geom.parent.add_geom(meshname=coarse[geom.meshname], contype=0, conaffinity=0)
-        for name in ("type", "pos", "quat", "alt", "rgba"):
+        drawn.rgba = TABLE_RGBA if geom.name == TABLE else ARM_RGBA
+        for name in ("type", "pos", "quat", "alt"):
             setattr(drawn, name, getattr(geom, name))
         geom.group = HIDDEN_GROUP
+
+
+def _add_room(spec: mujoco.MjSpec) -> None:
+    """A floor and four walls around the robot, which nothing can touch.
+
+    A third of the price of a sky box, which OpenGL in software fills texel by texel.
+    """
+    far, thick = ROOM_HALF_M, 0.01
+    middle = FLOOR_M + far
+    for position, half_size in (
+        ((0.0, 0.0, FLOOR_M), (far, far, thick)),
+        ((far, 0.0, middle), (thick, far, far)),
+        ((-far, 0.0, middle), (thick, far, far)),
+        ((0.0, far, middle), (far, thick, far)),
+        ((0.0, -far, middle), (far, thick, far)),
+    ):
+        spec.worldbody.add_geom(
+            type=mujoco.mjtGeom.mjGEOM_BOX,
+            pos=position,
+            size=half_size,
+            rgba=ROOM_RGBA,
+            contype=0,
+            conaffinity=0,
+        )
 
 
 def read_stl(path: Path) -> tuple[np.ndarray, np.ndarray]:
