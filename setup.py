@@ -32,7 +32,14 @@ def files_in(folder: str) -> list[str]:
     )
 
 
-MODEL = ["safetensors>=0.4", "tokenizers>=0.19", "torch>=2.2"]
+MODEL = [
+    "einops>=0.7",
+    "Pillow>=10",
+    "safetensors>=0.4",
+    "simplejpeg>=1.7",
+    "tokenizers>=0.19",
+    "torch>=2.2",
+]
 # And the assets inside gym-aloha, installed with --no-deps: nothing of its code is used.
 SIM = ["mujoco>=3.2,<3.9"]
 TRAIN = [*MODEL]
@@ -40,6 +47,7 @@ TRAIN = [*MODEL]
 # ROS 2 Jazzy as wheels. The bounds matter: without them pip takes the newest ROS 2 distribution.
 ROS_RUN = [
     "ros-rclpy[fastrtps]>=7.1,<7.2",
+    "ros-builtin-interfaces>=2.0,<2.1",
     "ros-diagnostic-msgs>=5.3,<5.4",
     "ros-geometry-msgs>=5.3,<5.4",
     "ros-lifecycle-msgs>=2.0,<2.1",
