@@ -142,14 +142,20 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         if is_dataclass(expected):
             value = from_mapping(expected, value, f"{where}.{item.name}")  # type: ignore[arg-type]
         elif isinstance(value, list):
-            value = tuple(value)
-        if expected is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
+            inner = get_args(expected)[0] if get_origin(expected) is tuple else None
+            value = tuple(_as_float(entry) if inner is float else entry for entry in value)
+        elif expected is float:
+            value = _as_float(value)
         built[item.name] = value
     try:
         return cls(**built)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
+
+
+def _as_float(value: Any) -> Any:
+    """YAML writes 1 where 1.0 is meant; everything that is no whole number is left as it is."""
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def flat_fields(cls: type, prefix: str = "") -> Iterator[tuple[str, Field[Any], Any]]:

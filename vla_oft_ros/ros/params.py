@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import Field
-from typing import Any, TypeVar, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
 from rcl_interfaces.msg import (
     FloatingPointRange,
@@ -28,6 +28,11 @@ _TYPES = {
     int: ParameterType.PARAMETER_INTEGER,
     float: ParameterType.PARAMETER_DOUBLE,
     str: ParameterType.PARAMETER_STRING,
+}
+_ARRAY_TYPES = {
+    int: ParameterType.PARAMETER_INTEGER_ARRAY,
+    float: ParameterType.PARAMETER_DOUBLE_ARRAY,
+    str: ParameterType.PARAMETER_STRING_ARRAY,
 }
 _BOUND = 1e18
 
@@ -105,7 +110,7 @@ def _descriptor(item: Field[Any], kind: Any) -> ParameterDescriptor:
     descriptor = ParameterDescriptor(
         description=f"{meta.get('description', '')}{unit}{choices}",
         read_only=not meta.get("live", False),
-        type=ParameterType.PARAMETER_STRING_ARRAY if get_origin(kind) is tuple else _TYPES[kind],
+        type=_ARRAY_TYPES[get_args(kind)[0]] if get_origin(kind) is tuple else _TYPES[kind],
     )
     low, high = meta.get("ge"), meta.get("le")
     if kind is float and (low is not None or high is not None):
