@@ -110,8 +110,8 @@ def clean_environment() -> dict[str, str]:
 
 
 def digest(files: Iterable[Path]) -> str:
-    """Hash over the content of files, this Python and the place of the project."""
-    whole = hashlib.sha256(f"{sys.version}{platform.machine()}{ROOT}".encode())
+    """Hash over the content of files, the version of Python and the place of the project."""
+    whole = hashlib.sha256(f"{platform.python_version()} {ROOT}".encode())
     for path in sorted(files):
         whole.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes() + b"\0")
     return whole.hexdigest()
