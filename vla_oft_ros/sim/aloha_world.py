@@ -302,6 +302,16 @@ class AlohaWorld:
         """(7,) float64 world pose of a cube: position in m, quaternion (w, x, y, z)."""
         return np.array(self._data.joint(f"{name}_joint").qpos)
 
+    def place_cube(self, name: str, pose: np.ndarray) -> None:
+        """Puts a cube somewhere at once, as a hand would; (7,) as `cube_pose` gives it."""
+        self._data.joint(f"{name}_joint").qpos[:] = pose
+        self._refresh()
+
+    def place_arm(self, arm: str, angles: np.ndarray) -> None:
+        """Puts an arm into a pose at once, (6,) rad; its targets stay as they are."""
+        self._data.qpos[self._qpos[ARMS.index(arm), : len(ARM_JOINTS)]] = angles
+        self._refresh()
+
     def contacts(self) -> Contacts:
         """Which named geometries touch at this instant."""
         geom = self._model.geom

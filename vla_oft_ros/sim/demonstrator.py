@@ -58,9 +58,7 @@ class Waypoint:
     def rotation(self) -> np.ndarray:
         """(3, 3) rotation of the tool in the base frame."""
         yaw = np.arctan2(self.position_m[1], self.position_m[0])
-        return np.linalg.multi_dot(
-            [_turn(2, yaw), _turn(1, self.pitch_rad), _turn(0, self.roll_rad)]
-        )
+        return np.asarray(_turn(2, yaw) @ _turn(1, self.pitch_rad) @ _turn(0, self.roll_rad))
 
 
 def between(waypoints: Sequence[Waypoint], time_s: float) -> Waypoint:
