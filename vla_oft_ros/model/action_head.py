@@ -205,7 +205,9 @@ def timestep_embedding(timesteps: Tensor, width: int) -> Tensor:
         (B, D) float32.
     """
     half = width // 2
-    decay = math.log(1e4) / (half - 1)
-    frequency = torch.exp(-decay * torch.arange(half, device=timesteps.device))
+    # Multiplied and divided in this order, as the official code does: float32 rounds differently
+    # otherwise.
+    exponent = torch.arange(half, device=timesteps.device) * -math.log(1e4) / (half - 1)
+    frequency = torch.exp(exponent)
     angles = timesteps.float()[:, None] * frequency  # (B, D / 2)
     return torch.cat([angles.sin(), angles.cos()], dim=-1)  # (B, D)
