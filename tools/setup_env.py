@@ -27,6 +27,8 @@ from ros_env import GL_CHOICE, ROOT, VENV, environment
 PYTHONS = ((3, 10), (3, 13))
 EXTRAS = "model,sim,train,ros,dev"
 STAMPS = VENV / "vla_oft_stamps.json"
+INSTALLING = VENV / "vla_oft_installing"
+"""Is there while pip works; found later, it means that pip was interrupted halfway."""
 LOG = VENV / "vla_oft_setup.log"
 PYTHON = VENV / "bin" / "python"
 VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -233,7 +235,8 @@ def make_venv() -> None:
     """A virtual environment; kept if it works, was made here and has this Python's version."""
     try:
         said = run([VENV / "bin" / "pip", "--version"], clean_environment()).stdout
-        if f"from {VENV}/" in said and f"(python {VERSION})" in said:
+        whole = not INSTALLING.exists()
+        if whole and f"from {VENV}/" in said and f"(python {VERSION})" in said:
             return
     except OSError:
         pass  # none yet, half-made, or moved here from another folder
@@ -249,6 +252,7 @@ def install_packages() -> None:
     One call names torch together with everything else, so that pip settles on one version of it.
     """
     say("installing the pinned packages (torch, MuJoCo, ROS 2, …): minutes the first time")
+    INSTALLING.touch()
     pip = [
         PYTHON,
         "-m",
@@ -263,6 +267,7 @@ def install_packages() -> None:
         done = run([*pip, "--no-deps", "gym-aloha"], clean_environment())
     if done.returncode:
         fail("pip could not install the packages", done.stdout)
+    INSTALLING.unlink()
 
 
 def build_messages() -> None:
