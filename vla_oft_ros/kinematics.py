@@ -44,7 +44,7 @@ _S = _matrices(_SCREWS)
 _S_SQUARED = _S @ _S
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class BasePose:
     """Where an arm stands: position of its base_link and heading about the vertical.
 
