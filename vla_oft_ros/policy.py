@@ -14,11 +14,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from vla_oft_ros.aloha import RobotProfile
 from vla_oft_ros.config import PolicyConfig
 from vla_oft_ros.model.action_head import HeadKind
 from vla_oft_ros.model.checkpoint import Checkpoint, load_checkpoint
 from vla_oft_ros.model.checkpoint_sizes import CheckpointRecord
 from vla_oft_ros.model.inputs import ModelInputs, sequence_ids
+from vla_oft_ros.model.self_test import CheckResult, run_self_tests
 from vla_oft_ros.model.vla import Modulations
 from vla_oft_ros.normalization import normalize, unnormalize
 from vla_oft_ros.types import ActionChunk, KeptBy, Observation, RetainedTokens
@@ -36,10 +38,17 @@ class Policy:
         dt_ns: Time between two actions of a chunk, nanoseconds.
         diffusion_steps: DDIM steps of a diffusion checkpoint.
         seed: Seed of the noise that a diffusion checkpoint starts from.
+        self_tests: Results of the tests that it passed.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, *, dt_ns: int, diffusion_steps: int = 50, seed: int = 0
+        self,
+        checkpoint: Checkpoint,
+        *,
+        dt_ns: int,
+        diffusion_steps: int = 50,
+        seed: int = 0,
+        self_tests: tuple[CheckResult, ...] = (),
     ) -> None:
         parameter = next(checkpoint.model.parameters())
         self.checkpoint = checkpoint
@@ -47,6 +56,7 @@ class Policy:
         self.dtype = parameter.dtype
         self.dt_ns = dt_ns
         self.diffusion_steps = diffusion_steps
+        self.self_tests = self_tests
         self._generator = torch.Generator().manual_seed(seed)
         self._film: tuple[str, Modulations | None] | None = None
 
@@ -189,12 +199,18 @@ def _image(images: Mapping[str, np.ndarray], camera: str) -> np.ndarray:
     return images[camera]
 
 
-def load_policy(config: PolicyConfig, *, control_rate_hz: float = 25.0) -> Policy:
+def load_policy(
+    config: PolicyConfig,
+    *,
+    control_rate_hz: float = 25.0,
+    profile: RobotProfile | None = None,
+) -> Policy:
     """Loads a checkpoint and makes it ready to answer.
 
     Args:
         config: What to load and how to run it.
         control_rate_hz: Rate of the actions of a chunk; the rate of the training data.
+        profile: Robot that it shall move, held against what the checkpoint was trained for.
 
     Raises:
         ValueError: if a setting or the checkpoint is wrong; a `CheckpointError` lists all faults
@@ -215,9 +231,25 @@ def load_policy(config: PolicyConfig, *, control_rate_hz: float = 25.0) -> Polic
         device=device,
         dtype=PRECISIONS[precision],
         unnorm_key=config.unnorm_key,
-        record=CheckpointRecord(),
+        record=_override(config),
     )
-    return Policy(checkpoint, dt_ns=round(1e9 / control_rate_hz))
+    return Policy(
+        checkpoint,
+        dt_ns=round(1e9 / control_rate_hz),
+        diffusion_steps=config.diffusion_steps,
+        self_tests=run_self_tests(checkpoint, skip=config.skip_self_tests, profile=profile),
+    )
+
+
+def _override(config: PolicyConfig) -> CheckpointRecord:
+    """What the settings say in place of the checkpoint."""
+    cameras = tuple(camera for camera in config.cameras if camera)
+    return CheckpointRecord(
+        chunk_len=config.chunk_len or None,
+        cameras=cameras or None,
+        decoding=None if config.decoding == "auto" else HeadKind(config.decoding),
+        preprocessing=config.preprocessing if config.override_preprocessing else None,
+    )
 
 
 def _device(name: str) -> torch.device:

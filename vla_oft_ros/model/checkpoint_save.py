@@ -29,6 +29,7 @@ from vla_oft_ros.model.checkpoint_files import (
     part_key,
 )
 from vla_oft_ros.model.checkpoint_sizes import SECTION, CheckpointRecord
+from vla_oft_ros.model.self_test import write_fingerprint
 from vla_oft_ros.model.vla import OpenVLAOFT
 from vla_oft_ros.normalization import STATISTICS_FILE
 
@@ -77,6 +78,7 @@ def save_checkpoint(
             shutil.copyfile(checkpoint.directory / name, directory / name)
     write_record(directory, checkpoint.record)
     write_weights(checkpoint.model, directory, step=step, max_shard_bytes=max_shard_bytes)
+    write_fingerprint(checkpoint, directory)
 
 
 def create_directory(directory: Path) -> None:

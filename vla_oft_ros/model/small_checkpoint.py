@@ -21,6 +21,7 @@ from torch import nn
 from vla_oft_ros.aloha import ACTION_DIM, CAMERAS, GRIPPERS, start_pose
 from vla_oft_ros.config import PreprocessingConfig
 from vla_oft_ros.model.action_head import HeadKind
+from vla_oft_ros.model.checkpoint import load_checkpoint
 from vla_oft_ros.model.checkpoint_files import CONFIG_FILE, PREPROCESSOR_FILE
 from vla_oft_ros.model.checkpoint_save import create_directory, write_weights
 from vla_oft_ros.model.checkpoint_sizes import (
@@ -31,6 +32,7 @@ from vla_oft_ros.model.checkpoint_sizes import (
     CheckpointRecord,
 )
 from vla_oft_ros.model.llm import LlamaConfig
+from vla_oft_ros.model.self_test import write_fingerprint
 from vla_oft_ros.model.small_tokenizer import write_small_tokenizer
 from vla_oft_ros.model.tokens import PAD_ID
 from vla_oft_ros.model.vision import TowerConfig
@@ -119,6 +121,8 @@ def make_random_checkpoint(
     _write(directory / STATISTICS_FILE, _statistics_json())
     write_small_tokenizer(directory)
     write_weights(model.to(dtype), directory, step=0)
+    checkpoint = load_checkpoint(directory, device=torch.device("cpu"), dtype=torch.float32)
+    write_fingerprint(checkpoint, directory)
 
 
 def _model_config(size: SmallSize) -> ModelConfig:
