@@ -223,7 +223,9 @@ def fail(what: str, output: str) -> NoReturn:
     """Stops with the end of a command's output, and names the network where that is the cause."""
     unreachable = ("NewConnectionError", "Temporary failure", "ConnectTimeout", "unreachable")
     if any(sign in output for sign in unreachable):
-        what += ": no network. Connect this machine and repeat the same command"
+        raise SetupError(
+            f"{what}: no network. Connect this machine and repeat the command\n({LOG})"
+        )
     tail = "\n".join(f"    {line}" for line in output.splitlines()[-15:])
     raise SetupError(f"{what}\n{tail}\nEverything that was said is in {LOG}")
 
