@@ -87,6 +87,10 @@ class GripperCalibration:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.arm_m <= self.horn_m:
+            raise ConfigError(
+                f"gripper: expected arm_m above horn_m {self.horn_m:g}; got {self.arm_m:g}"
+            )
         for what in ("position", "joint", "leader_joint"):
             unit = "m" if what == "position" else "rad"
             if getattr(self, f"{what}_open_{unit}") <= getattr(self, f"{what}_closed_{unit}"):
@@ -99,15 +103,16 @@ class GripperCalibration:
         kinematics).
         """
         return self.horn_m * math.sin(servo_rad) + math.sqrt(
-            max(self.arm_m**2 - (self.horn_m * math.cos(servo_rad)) ** 2, 0.0)
+            self.arm_m**2 - (self.horn_m * math.cos(servo_rad)) ** 2
         )
 
     def servo_rad(self, finger_m: float) -> float:
         """Servo angle of a finger position; positions out of reach give the nearest angle. Inverse
         of `finger_m`.
         """
-        sine = (self.horn_m**2 + finger_m**2 - self.arm_m**2) / (2.0 * self.horn_m * finger_m)
-        return math.asin(min(max(sine, -1.0), 1.0))
+        reach_m = min(max(finger_m, self.arm_m - self.horn_m), self.arm_m + self.horn_m)
+        sine = (self.horn_m**2 + reach_m**2 - self.arm_m**2) / (2.0 * self.horn_m * reach_m)
+        return math.asin(min(max(sine, -1.0), 1.0))  # rounding may pass ±1 at the ends
 
     def observed_opening(self, servo_rad: float) -> float:
         """Gripper entry of an observation: finger position, 0 closed … 1 open, not clipped."""

@@ -21,6 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 _PROBE_TIMEOUT_S = 60
@@ -75,11 +76,11 @@ def print_findings(findings: list[Finding], console: Console) -> None:
             if finding.good
             else ("[red]missing[/]" if finding.needed else "[yellow]note[/]")
         )
-        table.add_row(mark, finding.name, finding.found)
+        table.add_row(mark, finding.name, escape(finding.found))
     console.print(table)
     for finding in findings:
         if not finding.good and finding.advice:
-            console.print(f"{finding.name}: {finding.advice}", soft_wrap=True)
+            console.print(f"{finding.name}: {escape(finding.advice)}", soft_wrap=True)
 
 
 def write_findings(findings: list[Finding], path: Path) -> None:

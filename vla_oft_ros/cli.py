@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from vla_oft_ros import __version__
 
@@ -125,7 +126,9 @@ def _run_make_checkpoint(arguments: argparse.Namespace, console: Console) -> int
 
     make_random_checkpoint(arguments.directory, seed=arguments.seed)
     size = sum(path.stat().st_size for path in arguments.directory.rglob("*") if path.is_file())
-    console.print(f"{arguments.directory}: random OFT+ checkpoint, {size / 1e6:.1f} MB")
+    console.print(
+        f"{escape(str(arguments.directory))}: random OFT+ checkpoint, {size / 1e6:.1f} MB"
+    )
     return 0
 
 
@@ -137,6 +140,12 @@ def _run_check(arguments: argparse.Namespace, console: Console) -> int:
     if arguments.json:
         write_findings(findings, arguments.json)
     return 1 if any(finding.needed and not finding.good for finding in findings) else 0
+
+
+def _complain(text: str) -> int:
+    console = Console(stderr=True, highlight=False)
+    console.print(f"[bold red]error:[/] {escape(text)}", soft_wrap=True)
+    return EXIT_BAD_INPUT
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -152,7 +161,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(parsed.run(parsed, Console(highlight=False)))
     except (ValueError, OSError) as error:
-        Console(stderr=True, highlight=False).print(f"[bold red]error:[/] {error}", soft_wrap=True)
-        return EXIT_BAD_INPUT
+        return _complain(str(error))
+    except ImportError as error:
+        return _complain(f"{error}. `vla_oft check` says what is missing and how to get it")
     except KeyboardInterrupt:
         return 130

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import IntFlag
+from enum import Enum, IntFlag
 
 import numpy as np
 
@@ -34,6 +34,15 @@ class KeptBy(IntFlag):
     """Nothing was pruned: every patch is kept."""
 
 
+class MotionMode(Enum):
+    """How delicate the motion under way is; fine motion keeps more tokens (SpecPrune, action-aware
+    controller).
+    """
+
+    COARSE = "coarse"
+    FINE = "fine"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Observation:
     """What the policy sees at one instant.
@@ -47,6 +56,8 @@ class Observation:
         proprio_stamp_ns: Time at which the joints were read, nanoseconds; the older one of the two
             arms.
         instruction: What the operator asks for, as typed.
+        reference_images: Camera name → image some control ticks before that of `images`, or None
+            where there is none; token pruning compares the two. Absent where nobody keeps frames.
     """
 
     images: Mapping[str, np.ndarray]
@@ -54,6 +65,7 @@ class Observation:
     proprio: np.ndarray
     proprio_stamp_ns: int
     instruction: str
+    reference_images: Mapping[str, np.ndarray | None] | None = None
 
     def __post_init__(self) -> None:
         if set(self.images) != set(self.image_stamps_ns):
@@ -61,7 +73,10 @@ class Observation:
                 f"Observation: expected one stamp per image, got images {sorted(self.images)} "
                 f"and stamps {sorted(self.image_stamps_ns)}"
             )
-        for camera, image in self.images.items():
+        references = self.reference_images or {}
+        for camera, image in (*self.images.items(), *references.items()):
+            if image is None:
+                continue
             if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
                 raise ValueError(
                     f"Observation: image {camera!r} must be (H, W, 3) uint8 RGB, got shape "
@@ -105,10 +120,14 @@ class RetainedTokens:
                 "RetainedTokens: expected one flag per patch index, got "
                 f"{self.patch_indices.shape} indices and {self.kept_by.shape} flags"
             )
+        if min(self.grid) < 1:
+            raise ValueError(
+                f"RetainedTokens: expected a grid of at least 1x1 patches, got {self.grid}"
+            )
         count = self.grid[0] * self.grid[1]
         indices = self.patch_indices
         if indices.size and (
-            indices[0] < 0 or indices[-1] >= count or np.any(np.diff(indices) <= 0)
+            indices[0] < 0 or indices[-1] >= count or np.any(indices[1:] <= indices[:-1])
         ):
             raise ValueError(
                 f"RetainedTokens: patch indices must be ascending, unique and within 0 … "

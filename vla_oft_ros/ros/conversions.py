@@ -8,7 +8,7 @@ be turned into RGB is refused.
 from __future__ import annotations
 
 import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import cv2
 import numpy as np
@@ -16,13 +16,14 @@ from builtin_interfaces.msg import Time
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, JointState
 
 from vla_oft_ros import msg as messages
+from vla_oft_ros.aloha import ACTION_NAMES
+from vla_oft_ros.safety_report import LastIntervention, SafetyState
 from vla_oft_ros.types import ActionChunk, RetainedTokens
 
 NS_PER_S = 1_000_000_000
 
 # Encoding → (dtype, channels, conversion to RGB or None). OpenCV names a Bayer pattern by its
-# second row, ROS by its # first, so rggb is OpenCV's BayerBG (cv_bridge,
-# cv_bridge/src/cv_bridge.cpp).
+# second row, ROS by its first, so rggb is OpenCV's BayerBG (cv_bridge/src/cv_bridge.cpp).
 _ENCODINGS: dict[str, tuple[type, int, int | None]] = {
     "rgb8": (np.uint8, 3, None),
     "bgr8": (np.uint8, 3, cv2.COLOR_BGR2RGB),
@@ -67,7 +68,7 @@ def image_from_msg(message: Image) -> np.ndarray:
     """Decodes a raw image.
 
     Returns:
-        (H, W, 3) uint8 RGB, contiguous, owning its memory.
+        (H, W, 3) uint8 RGB, contiguous; for rgb8 without padding a view of the message's data.
 
     Raises:
         ImageError: for an encoding that is not a colour image, or sizes that do not fit together.
@@ -81,6 +82,11 @@ def image_from_msg(message: Image) -> np.ndarray:
     dtype, channels, conversion = _ENCODINGS[encoding]
     itemsize = np.dtype(dtype).itemsize
     height, width, step = int(message.height), int(message.width), int(message.step)
+    if channels == 2 and width % 2:
+        raise ImageError(
+            f"image {message.encoding}: expected an even width, two pixels share their colour; "
+            f"got {width}x{height}"
+        )
     row_bytes = width * channels * itemsize
     data = np.frombuffer(message.data, dtype=np.uint8)
     if height < 1 or width < 1 or step < row_bytes or data.size < (height - 1) * step + row_bytes:
@@ -116,13 +122,13 @@ def compressed_image_from_msg(message: CompressedImage) -> np.ndarray:
             f"compressed image: expected a colour image; got format {message.format!r}"
         )
     data = np.frombuffer(message.data, dtype=np.uint8)
-    image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB) if data.size else None
+    image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
     if image is None:
         raise ImageError(
             f"compressed image: expected JPEG or PNG; got {data.size} bytes of format "
             f"{message.format!r}"
         )
-    return image
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def image_to_msg(image: np.ndarray, stamp_ns: int, frame_id: str) -> Image:
@@ -179,7 +185,13 @@ def image_decoder(choice: str) -> Callable[[Image], np.ndarray]:
     bridge = CvBridge()
 
     def decode(message: Image) -> np.ndarray:
-        return np.asarray(bridge.imgmsg_to_cv2(message, desired_encoding="rgb8"))
+        try:
+            return np.asarray(bridge.imgmsg_to_cv2(message, desired_encoding="rgb8"))
+        except (TypeError, ValueError) as error:  # CvBridgeError is a TypeError
+            raise ImageError(
+                f"image {message.encoding} {message.width}x{message.height}: expected one that "
+                f"cv_bridge turns into rgb8; it says {error}"
+            ) from None
 
     return decode
 
@@ -296,3 +308,39 @@ def retained_from_msg(message: messages.RetainedTokens) -> RetainedTokens:
         patch_indices=np.array(message.patch_indices, dtype=np.int32),
         kept_by=np.array(message.kept_by, dtype=np.uint8),
     )
+
+
+def safety_to_msg(
+    *,
+    stamp_ns: int,
+    state: SafetyState,
+    reason: str,
+    holding_since_ns: int | None,
+    counts: Mapping[str, int],
+    last: LastIntervention | None,
+) -> messages.SafetyStatus:
+    """What the safety gate does → SafetyStatus.
+
+    Args:
+        stamp_ns: When this was so, nanoseconds.
+        state: State of the gate.
+        reason: Why it holds or has stopped; empty if it does not.
+        holding_since_ns: Start of the present hold, nanoseconds; None if there is none.
+        counts: Interventions since activation by kind.
+        last: The latest intervention, if there was one.
+    """
+    message = messages.SafetyStatus(
+        state=int(state),
+        reason=reason,
+        holding_since=stamp_to_msg(holding_since_ns or 0),
+        intervention_kinds=list(counts),
+        intervention_counts=list(counts.values()),
+    )
+    message.header.stamp = stamp_to_msg(stamp_ns)
+    if last is not None:
+        message.last_kind = last.kind
+        message.last_stamp = stamp_to_msg(last.stamp_ns)
+        message.joint_names = list(ACTION_NAMES)
+        message.last_wanted = last.wanted.tolist()
+        message.last_given = last.given.tolist()
+    return message

@@ -17,6 +17,7 @@ import rclpy
 from rclpy.executors import SingleThreadedExecutor
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -96,7 +97,7 @@ def run_demo(options: DemoOptions, console: Console) -> int:
             _watch(nodes, monitor, executor, console, options.seconds)
             codes = nodes.stop()
     except DemoFailed as failure:
-        console.print(f"[bold red]the demo failed:[/] {failure}", soft_wrap=True)
+        console.print(f"[bold red]the demo failed:[/] {escape(str(failure))}", soft_wrap=True)
         return 1
     finally:
         executor.remove_node(monitor)
@@ -138,7 +139,7 @@ def _checkpoint(options: DemoOptions, output_dir: Path, console: Console) -> Pat
     if not (directory / "config.json").is_file():
         from vla_oft_ros.model.small_checkpoint import make_random_checkpoint
 
-        console.print(f"Making a small random OFT+ policy in {directory}")
+        console.print(f"Making a small random OFT+ policy in {escape(str(directory))}")
         make_random_checkpoint(directory, seed=options.seed)
     return directory
 
@@ -154,6 +155,7 @@ def _start(nodes: NodeProcesses, options: DemoOptions, checkpoint_dir: Path) -> 
             "instruction": options.instruction,
             "policy.checkpoint_dir": str(checkpoint_dir),
             "policy.device": options.device,
+            "policy.threads": 1,  # the small policy is as fast on one, and the physics needs the other
         },
     )
     nodes.start("controller_node", "controller.yaml", simulated)
@@ -180,7 +182,7 @@ def _watch(
                 )
             if monitor.started_ns is None and now_s > started_s + _START_TIMEOUT_S:
                 raise DemoFailed(
-                    f"no joint target within {_START_TIMEOUT_S:g} s; the policy "
+                    f"no action chunk within {_START_TIMEOUT_S:g} s; the policy "
                     f"said\n{nodes.log_tail('policy_node')}"
                     f"\nthe controller said\n{nodes.log_tail('controller_node')}"
                 )
@@ -235,6 +237,6 @@ def _report(
         f"{sheet}"
     )
     for problem in problems:
-        console.print(f"[bold red]not good:[/] {problem}", soft_wrap=True)
+        console.print(f"[bold red]not good:[/] {escape(problem)}", soft_wrap=True)
     if not problems:
         console.print("[bold green]The policy moved both arms at 25 Hz.[/]")

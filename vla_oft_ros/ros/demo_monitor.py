@@ -15,7 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from rclpy.node import Node
-from rclpy.qos import QoSProfile, qos_profile_sensor_data
+from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import Float32
 
@@ -29,13 +29,15 @@ _FILM_HZ = 12.5
 _SHEET_ROWS = 4
 _RECENT = 50
 _RELIABLE = QoSProfile(depth=100)
+# As deep as half a second of frames: a watcher that is late for a moment must not miscount.
+_FRAMES = QoSProfile(depth=12, reliability=ReliabilityPolicy.BEST_EFFORT)
 _PERIOD_S = 0.04
 _NAMES = {0: "inactive", 1: "hold", 2: "ease in", 3: "active", 4: "e-stop"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """What was seen between the first target and the end; times in simulated seconds unless they
+    """What was seen between the first chunk and the end; times in simulated seconds unless they
     say otherwise.
 
     Attributes:
@@ -114,7 +116,7 @@ class DemoMonitor(Node):
     """Counts what is on the wire.
 
     Args:
-        seconds: Simulated time to watch, from the first joint target on.
+        seconds: Simulated time to watch, from the policy's first chunk on.
         video_path: Where the film of the three cameras goes.
     """
 
@@ -122,7 +124,7 @@ class DemoMonitor(Node):
         super().__init__("demo_monitor")
         self._duration_ns = round(seconds * 1e9)
         self.started_ns: int | None = None
-        """Stamp of the first joint target; None before it."""
+        """Stamp of the first joint target after the first chunk; None before it."""
         self._start_wall_s = 0.0
         self._now_ns = 0
         self._arrivals_s: list[float] = []
@@ -165,7 +167,7 @@ class DemoMonitor(Node):
                 Image,
                 profile.camera_topic(camera),
                 lambda m, c=camera: self._on_image(c, m),
-                qos_profile_sensor_data,
+                _FRAMES,
             )
 
     @property
@@ -185,6 +187,8 @@ class DemoMonitor(Node):
         stamp_ns = stamp_from_msg(message.header.stamp)
         now_s = time.monotonic()
         if self.started_ns is None:
+            if not self._inference_s:
+                return  # holding, until the policy speaks
             self.started_ns, self._start_wall_s = stamp_ns, now_s
         self._now_ns = max(self._now_ns, stamp_ns)
         if not self._in_time(stamp_ns):
@@ -260,7 +264,7 @@ class DemoMonitor(Node):
     def line(self) -> str:
         """The live line."""
         if self.started_ns is None:
-            return "waiting for the first joint target …"
+            return "waiting for the first action chunk …"
         recent = np.diff(self._arrivals_s[-_RECENT:])
         stamps = np.diff(self._target_stamps[-_RECENT:])
         rate_hz = 1e9 / float(np.mean(stamps)) if stamps.size else float("nan")

@@ -15,9 +15,11 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
 
 import rclpy
+from lifecycle_msgs.srv import ChangeState
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.logging import get_logger
@@ -87,6 +89,28 @@ class ManagedNode(LifecycleNode):
     def __init__(self, name: str, config_class: type) -> None:
         super().__init__(name, automatically_declare_parameters_from_overrides=True)
         self.config = declare_node_config(self, config_class)
+        for service in self.services:
+            if service.srv_type is ChangeState:
+                service.callback = partial(self._change_state, service.callback)
+
+    def _change_state(
+        self,
+        change: Callable[[ChangeState.Request, ChangeState.Response], ChangeState.Response],
+        request: ChangeState.Request,
+        response: ChangeState.Response,
+    ) -> ChangeState.Response:
+        """Refuses a transition that does not fit the present state; rclpy alone would let the
+        process die of it.
+        """
+        offered = [number for number, *_ in self._state_machine.available_transitions]
+        if request.transition.label or request.transition.id in offered:
+            return change(request, response)
+        self.get_logger().warning(
+            f"transition {request.transition.id}: not possible in state "
+            f"{self._state_machine.current_state[1]}"
+        )
+        response.success = False
+        return response
 
     def _setup(self) -> None:
         """Builds everything; raises to refuse."""
@@ -121,16 +145,18 @@ class ManagedNode(LifecycleNode):
         super().on_activate(state)
         done = self._guard("activate", self._start)
         if done is not TransitionCallbackReturn.SUCCESS:
+            self._guard("stop", self._stop)
             super().on_deactivate(state)
         return done
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Stops first, deactivates publishers last: the last message is the node's own
-        farewell.
+        """Stops first, deactivates publishers last: the last message is the node's own farewell.
+        A stop that fails is an error, since a refusal would leave the node in state active.
         """
         done = self._guard("deactivate", self._stop)
         super().on_deactivate(state)
-        return done
+        succeeded = done is TransitionCallbackReturn.SUCCESS
+        return done if succeeded else TransitionCallbackReturn.ERROR
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Back to nothing."""
@@ -188,7 +214,11 @@ def run(make_node: Callable[[], Node], args: list[str] | None = None) -> int:
 
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
-    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    try:
+        rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    except RuntimeError as error:  # RCLError: a parameter file or argument that rcl cannot read
+        get_logger("vla_oft_ros").fatal(f"ROS arguments: {error}")
+        return 2
     try:
         try:
             node = make_node()

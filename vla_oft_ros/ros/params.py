@@ -65,7 +65,13 @@ def declare_config(node: Node, cls: type[T]) -> T:
         value = config
         for part in name.split("."):
             value = getattr(value, part)
-        node.declare_parameter(name, _ros_value(value, default_of(item)), _descriptor(item, kind))
+        # What was given is already in `config`, in the type of its field: 25 has become 25.0.
+        node.declare_parameter(
+            name,
+            _ros_value(value, default_of(item)),
+            _descriptor(item, kind),
+            ignore_override=True,
+        )
     return config
 
 

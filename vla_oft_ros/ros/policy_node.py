@@ -8,7 +8,7 @@ knows nothing of torch: it is handed a `Policy` by `load_policy`.
 from __future__ import annotations
 
 import traceback
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 from rclpy.qos import DurabilityPolicy, QoSProfile
@@ -29,7 +29,9 @@ from vla_oft_ros.types import ActionChunk, Observation
 
 _COMPLAIN_EVERY_S = 5.0
 _DIAGNOSTICS_PERIOD_S = 1.0
-LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+_INSTRUCTION_DURABILITIES = (DurabilityPolicy.VOLATILE, DurabilityPolicy.TRANSIENT_LOCAL)
+"""One subscription for each: a latched instruction reaches a node that starts later, and only a
+volatile subscription matches a publisher that does not latch."""
 
 
 class PolicyNode(ManagedNode):
@@ -41,6 +43,10 @@ class PolicyNode(ManagedNode):
         super().__init__("policy_node", PolicyNodeConfig)
         self._instruction = self.config.instruction
         self._policy = None
+        self._worker: ThreadPoolExecutor | None = None
+        self._inference: Future | None = None
+        self._episode = 0
+        self._clock_ns = 0
         self._parts: list[CameraInput | FollowerStates | Diagnostics] = []
         self._handles: list[tuple] = []
         self._timers: list = []
@@ -53,7 +59,7 @@ class PolicyNode(ManagedNode):
 
         config = self.config
         profile = load_profile(config.profile, config.profiles_path)
-        self._policy = load_policy(config.policy)
+        self._policy = load_policy(config.policy, control_rate_hz=config.control_rate_hz)
         if self._policy.action_dim != len(ACTION_NAMES):
             raise ConfigError(
                 f"policy.checkpoint_dir {config.policy.checkpoint_dir}: expected a checkpoint for "
@@ -63,9 +69,6 @@ class PolicyNode(ManagedNode):
         self._times = RollingTimes()
         self._chunks = 0
         self._dt_ns = round(1e9 / config.control_rate_hz)
-        self._next_query_ns = 0
-        self._pending_reset = True
-        self._inference = None
         self._retain_ratio = 1.0
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="inference")
         decode = image_decoder(config.image_decoder)
@@ -96,14 +99,17 @@ class PolicyNode(ManagedNode):
         self._handles = [
             (self.destroy_lifecycle_publisher, self._chunk_publisher),
             (self.destroy_lifecycle_publisher, self._retained_publisher),
-            (
-                self.destroy_subscription,
-                self.create_subscription(
-                    String,
-                    config.instruction_topic,
-                    lambda message: self._set_instruction(message.data),
-                    LATCHED,
-                ),
+            *(
+                (
+                    self.destroy_subscription,
+                    self.create_subscription(
+                        String,
+                        config.instruction_topic,
+                        lambda message: self._set_instruction(message.data),
+                        QoSProfile(depth=1, durability=durability),
+                    ),
+                )
+                for durability in _INSTRUCTION_DURABILITIES
             ),
             (self.destroy_service, self.create_service(Trigger, "~/reset", self._on_reset)),
         ]
@@ -114,8 +120,7 @@ class PolicyNode(ManagedNode):
         )
 
     def _start(self) -> None:
-        self._next_query_ns = 0
-        self._pending_reset = True
+        self._begin_episode()
         self._timers = [
             self.create_timer(1.0 / self.config.control_rate_hz, self._tick),
             self.create_timer(_DIAGNOSTICS_PERIOD_S, self._publish_diagnostics),
@@ -125,14 +130,21 @@ class PolicyNode(ManagedNode):
         for timer in self._timers:
             self.destroy_timer(timer)
         self._timers = []
-        if self._inference is not None:
-            self._inference.cancel()
-            self._inference = None
+        self._begin_episode()
+
+    def _begin_episode(self) -> None:
+        """What is being inferred will not be published, and the next tick asks a policy that
+        remembers nothing.
+        """
+        self._episode += 1
+        self._pending_reset = True
+        self._next_query_ns = 0
 
     def _teardown(self) -> None:
         self._stop()
-        if worker := getattr(self, "_worker", None):
-            worker.shutdown(wait=True)
+        if self._worker is not None:
+            self._worker.shutdown(wait=True)
+        self._worker = self._inference = None
         for part in self._parts:
             part.teardown()
         for destroy, handle in self._handles:
@@ -147,8 +159,7 @@ class PolicyNode(ManagedNode):
             return
         self.get_logger().info(f"instruction: {instruction!r}")
         self._instruction = instruction
-        self._pending_reset = True
-        self._next_query_ns = 0
+        self._begin_episode()
 
     def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         """A new episode: forgets frames and what was kept, and asks the policy anew."""
@@ -156,13 +167,16 @@ class PolicyNode(ManagedNode):
             response.success, response.message = False, "not configured"
             return response
         self._builder.clear()
-        self._pending_reset = True
-        self._next_query_ns = 0
+        self._begin_episode()
         response.success = True
         return response
 
     def _tick(self) -> None:
         now_ns = self.now_ns()
+        if now_ns < self._clock_ns:  # simulated time began anew
+            self._builder.clear()
+            self._begin_episode()
+        self._clock_ns = now_ns
         busy = self._inference is not None and not self._inference.done()
         if busy or not self._instruction or now_ns < self._next_query_ns:
             return
@@ -175,9 +189,9 @@ class PolicyNode(ManagedNode):
             return
         self._next_query_ns = observation.stamp_ns + self.config.execute_steps * self._dt_ns
         reset, self._pending_reset = self._pending_reset, False
-        self._inference = self._worker.submit(self._infer, observation, reset)
+        self._inference = self._worker.submit(self._infer, observation, reset, self._episode)
 
-    def _infer(self, observation: Observation, reset: bool) -> None:
+    def _infer(self, observation: Observation, reset: bool, episode: int) -> None:
         """In the worker thread: one pass of the network, then its chunk on the wire."""
         try:
             if reset:
@@ -192,7 +206,7 @@ class PolicyNode(ManagedNode):
                 throttle_duration_sec=_COMPLAIN_EVERY_S,
             )
             return
-        if self.state_id != _ACTIVE_STATE or observation.instruction != self._instruction:
+        if episode != self._episode:
             return  # answered a question that nobody asks any more
         self._publish(chunk)
 
@@ -240,8 +254,6 @@ class PolicyNode(ManagedNode):
             )
         self._diagnostics.publish(parts)
 
-
-_ACTIVE_STATE = 3  # lifecycle_msgs/State PRIMARY_STATE_ACTIVE
 
 main = main_of(PolicyNode)
 

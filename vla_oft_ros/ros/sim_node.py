@@ -2,8 +2,8 @@
 
 One thread owns the physics and its OpenGL context and steps through time; the executor's thread
 takes joint targets. Simulated time is published on /clock. Where the machine cannot keep up,
-simulated time slows down and nothing is
-skipped: with `lockstep_timeout_s` a step waits until the controller has answered the previous one.
+simulated time slows down and nothing is skipped: with `lockstep_timeout_s` a step waits until the
+controller has answered the previous one.
 """
 
 from __future__ import annotations
@@ -218,7 +218,9 @@ class SimNode(Node):
         self._reward_publisher.publish(Float32(data=float(world.reward())))
 
     def _await_targets(self) -> None:
-        """Lock-step: once targets flow, time does not run away from the one who sends them."""
+        """Lock-step: once targets flow, time does not run away from the one who sends them. A target
+        of any instant of the step will do, since a controller's ticks need not coincide with ours.
+        """
         timeout_s = self.config.lockstep_timeout_s
         with self._condition:
             flowing = self._targets_stamp_ns > self._stamp_ns - 10 * self._dt_ns
@@ -226,7 +228,7 @@ class SimNode(Node):
                 return
             arrived = self._condition.wait_for(
                 lambda: (
-                    self._targets_stamp_ns >= self._stamp_ns
+                    self._targets_stamp_ns > self._stamp_ns - self._dt_ns
                     or self._reset_requested
                     or not self._running
                 ),
