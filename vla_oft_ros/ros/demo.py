@@ -155,7 +155,8 @@ def _start(nodes: NodeProcesses, options: DemoOptions, checkpoint_dir: Path) -> 
             "instruction": options.instruction,
             "policy.checkpoint_dir": str(checkpoint_dir),
             "policy.device": options.device,
-            "policy.threads": 1,  # the small policy is as fast on one, and the physics needs the other
+            # The small policy is as fast on one core, and the physics needs the other.
+            "policy.threads": 1,
         },
     )
     nodes.start("controller_node", "controller.yaml", simulated)

@@ -243,10 +243,9 @@ class DemoMonitor(Node):
             del self._pending[old]
         strip = np.hstack([tiles[camera] for camera in CAMERAS])  # (240, 960, 3)
         seconds = (stamp_ns - (self.started_ns or 0)) / 1e9
-        label = f"{seconds:5.1f} s   reward {self._reward:.0f}"
-        cv2.putText(
-            strip, label, (8, 20), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (255, 255, 255), 1, cv2.LINE_AA
-        )
+        _write(strip, 0, f"{CAMERAS[0]}  {seconds:.1f} s  reward {self._reward:.0f}")
+        for column, camera in enumerate(CAMERAS[1:], start=1):
+            _write(strip, column, camera)
         self._video.write(cv2.cvtColor(strip, cv2.COLOR_RGB2BGR))
         self._frames += 1
         expected = self._duration_ns / 1e9 * _FILM_HZ
@@ -328,3 +327,9 @@ class DemoMonitor(Node):
             real_time_factor=factor,
             active_share=self._states[3] / total if total else float("nan"),
         )
+
+
+def _write(strip: np.ndarray, column: int, text: str) -> None:
+    """Writes a line into the top left corner of one camera's tile."""
+    place = (column * _TILE_PX[0] + 8, 20)
+    cv2.putText(strip, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.5, (255, 255, 255), 1, cv2.LINE_AA)

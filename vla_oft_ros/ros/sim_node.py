@@ -218,8 +218,9 @@ class SimNode(Node):
         self._reward_publisher.publish(Float32(data=float(world.reward())))
 
     def _await_targets(self) -> None:
-        """Lock-step: once targets flow, time does not run away from the one who sends them. A target
-        of any instant of the step will do, since a controller's ticks need not coincide with ours.
+        """Lock-step: once targets flow, time does not run away from the one who sends them.
+
+        A target of any instant of the step will do: a controller's ticks need not be ours.
         """
         timeout_s = self.config.lockstep_timeout_s
         with self._condition:
