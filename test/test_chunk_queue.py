@@ -1,6 +1,9 @@
 import contextlib
+import importlib.util
 import logging
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -420,3 +423,32 @@ def test_a_chunk_of_one_row_stands_still():
     np.testing.assert_array_equal(placed.velocity(0), np.zeros(ACTION_DIM))
     np.testing.assert_array_equal(placed.sample(DT_NS // 3), np.ones(ACTION_DIM))
     assert placed.remaining(0) == 1 and placed.remaining(DT_NS // 2) == 0
+
+
+# The figures that the joins are chosen by; benchmark/chunk_joins.py prints the whole table.
+
+
+@pytest.fixture(scope="module")
+def joins():
+    path = Path(__file__).parent.parent / "benchmark" / "chunk_joins.py"
+    spec = importlib.util.spec_from_file_location("chunk_joins", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # its dataclasses look themselves up
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[spec.name]
+
+
+def test_the_default_join_neither_pauses_nor_jerks_at_the_latency_of_the_paper(joins):
+    setting = joins.Setting(seconds=60.0)
+    figures = joins.simulate(ChunkQueueConfig(), 321, setting)
+    assert figures.idle_share == 0.0
+    assert figures.jerk_ratio <= 1.2
+    replaced = joins.simulate(ChunkQueueConfig(join="replace"), 321, setting)
+    assert figures.step_jump_mrad < replaced.step_jump_mrad / 5
+
+
+def test_sync_pauses_for_nine_of_34_ticks_at_the_latency_of_the_paper(joins):
+    setting = joins.Setting(seconds=34 * 0.04 * 20 + 9 * 0.04)  # the first answer, and 20 rounds
+    figures = joins.simulate(ChunkQueueConfig(join="sync"), 321, setting)
+    assert figures.idle_share == pytest.approx(9 / 34)

@@ -68,10 +68,14 @@ class PlacedChunk:
         return np.asarray(self.sample(now_ns) + overrun_s * self.velocity(now_ns))
 
     def velocity(self, now_ns: int) -> np.ndarray:
-        """(A,) slope of the rows around now, per second; of the last two rows at the end."""
+        """(A,) slope of the rows that lead to now, per second; of the first two at the start.
+
+        Looking back is what an old chunk can still do at its last row; looking the same way in the
+        new chunk makes the difference of both a difference of the predictions alone.
+        """
         if len(self.rows) == 1:
             return np.zeros(self.rows.shape[1])
-        below = min(max(int(self.position(now_ns)), 0), len(self.rows) - 2)
+        below = min(max(math.ceil(self.position(now_ns)) - 1, 0), len(self.rows) - 2)
         slope = (self.rows[below + 1] - self.rows[below]) / (self.dt_ns * 1e-9)
         return np.asarray(slope)
 
