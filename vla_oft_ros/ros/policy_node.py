@@ -63,8 +63,8 @@ class PolicyNode(ManagedNode):
             self._policy = load_policy(config.policy, control_rate_hz=config.control_rate_hz)
         except ValueError as error:
             raise ConfigError(
-                f"{error}\nChange the section policy of policy.yaml; the checkpoint can also be given "
-                "as checkpoint:=DIR to the launch file or --checkpoint DIR to the demo"
+                f"{error}\nChange the section policy of policy.yaml; the checkpoint can also be "
+                "given as checkpoint:=DIR to the launch file or --checkpoint DIR to the demo"
             ) from error
         if self._policy.action_dim != len(ACTION_NAMES):
             raise ConfigError(
