@@ -242,7 +242,7 @@ def _disk() -> Finding:
 
 def _real_time() -> Finding:
     soft, _ = resource.getrlimit(resource.RLIMIT_RTPRIO)
-    permitted = soft > 0 or os.geteuid() == 0
+    permitted = soft != 0 or os.geteuid() == 0  # RLIM_INFINITY is -1
     return Finding(
         name="Real-time class",
         good=permitted,

@@ -143,7 +143,9 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
             value = from_mapping(expected, value, f"{where}.{item.name}")  # type: ignore[arg-type]
         elif isinstance(value, list):
             inner = get_args(expected)[0] if get_origin(expected) is tuple else None
-            value = tuple(_as_float(entry) if inner is float else entry for entry in value)
+            # [''] is the only way to write an empty list in a ROS parameter file.
+            entries = [] if value == [""] else value
+            value = tuple(_as_float(entry) if inner is float else entry for entry in entries)
         elif expected is float:
             value = _as_float(value)
         built[item.name] = value

@@ -97,10 +97,10 @@ def on_live_change(node: Node, cls: type[T], apply: Callable[[str, Any], None]) 
 
 
 def _plain(value: Any) -> Any:
-    """Arrays as lists; [''] is the only way to write an empty list in a ROS parameter file."""
+    """Arrays, of whatever type rclpy makes them, as lists."""
     if isinstance(value, str | bool | int | float | bytes) or value is None:
         return value
-    return [entry for entry in value if entry != ""]
+    return list(value)
 
 
 def _ros_value(value: Any, default: Any) -> Any:
