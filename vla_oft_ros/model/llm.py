@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from vla_oft_ros.model.attention import attend
+
 
 @dataclass(frozen=True, kw_only=True)
 class LlamaConfig:
@@ -99,18 +101,25 @@ class LayerOutput(NamedTuple):
         hidden: (B, S, D) residual stream.
         queries: (B, heads, S, head dim), rotated; for attention scores of a pruner.
         keys: (B, kv heads, S, head dim), rotated.
+        logsumexp: (B, heads, S) normaliser of each query's attention over all keys; None unless
+            the pruner asked for it and the attention kernel gives it.
     """
 
     hidden: Tensor
     queries: Tensor
     keys: Tensor
+    logsumexp: Tensor | None
 
 
 class TokenPruner(Protocol):
     """Decides between layers which tokens stay."""
 
+    def scores_layer(self, layer: int) -> bool:
+        """Whether the layer, counted from 1, should hand on the normaliser of its attention."""
+        ...
+
     def after_layer(self, layer: int, positions: Tensor, output: LayerOutput) -> Tensor | None:
-        """Called after every layer but the last.
+        """Called after every layer; what it drops after the last one no longer matters.
 
         Args:
             layer: Layers run so far, 1 after the first.
@@ -171,13 +180,22 @@ class SelfAttention(nn.Module):
         )
         return rotary.rotate(q), rotary.rotate(k), v
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """Mixes values and projects back to (B, S, D); `mask` is True where a query may look."""
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, normalizer: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Mixes values and projects back to (B, S, D); `mask` is True where a query may look.
+
+        Also gives `LayerOutput.logsumexp`, if `normalizer` asks for it.
+        """
         if self.groups > 1:
             k, v = (part.repeat_interleave(self.groups, dim=1) for part in (k, v))
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        logsumexp: Tensor | None = None
+        if normalizer:
+            mixed, logsumexp = attend(q, k, v)
+        else:
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         out: Tensor = self.o_proj(rearrange(mixed, "b h s d -> b s (h d)"))
-        return out
+        return out, logsumexp
 
 
 class GatedMlp(nn.Module):
@@ -212,13 +230,15 @@ class DecoderLayer(nn.Module):
         rotary: Rotary,
         mask: Tensor | None = None,
         cache: KeyValueCache | None = None,
+        normalizer: bool = False,
     ) -> LayerOutput:
         """Runs the layer on (B, S, D); see `LlamaModel.forward` for the arguments."""
         q, k, v = self.self_attn.project(self.input_layernorm(hidden), rotary)
         keys, values = (k, v) if cache is None else cache.extend(self.index, k, v)
-        hidden = hidden + self.self_attn.attend(q, keys, values, mask)
+        mixed, logsumexp = self.self_attn.attend(q, keys, values, mask, normalizer)
+        hidden = hidden + mixed
         hidden = hidden + self.mlp(self.post_attention_layernorm(hidden))
-        return LayerOutput(hidden, q, k)
+        return LayerOutput(hidden, q, k, logsumexp)
 
 
 class LlamaModel(nn.Module):
@@ -262,9 +282,10 @@ class LlamaModel(nn.Module):
         )
         hidden = embeddings
         for count, layer in enumerate(self.layers, start=1):
-            output: LayerOutput = layer(hidden, rotary, mask, cache)
+            scored = pruner is not None and pruner.scores_layer(count)
+            output: LayerOutput = layer(hidden, rotary, mask, cache, scored)
             hidden = output.hidden
-            if pruner is None or count == len(self.layers):
+            if pruner is None:
                 continue
             kept = pruner.after_layer(count, positions, output)
             if kept is not None:
