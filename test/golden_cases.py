@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vla_oft_ros.model.checkpoint import Checkpoint, load_checkpoint
-from vla_oft_ros.model.checkpoint_sizes import CheckpointRecord
+from vla_oft_ros.model.checkpoint_record import CheckpointRecord
 from vla_oft_ros.model.inputs import ModelInputs, close_prompt, sequence_ids
 
 Arrays = dict[str, np.ndarray]

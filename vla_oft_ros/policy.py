@@ -18,7 +18,7 @@ from vla_oft_ros.aloha import RobotProfile
 from vla_oft_ros.config import PolicyConfig
 from vla_oft_ros.model.action_head import HeadKind
 from vla_oft_ros.model.checkpoint import Checkpoint, load_checkpoint
-from vla_oft_ros.model.checkpoint_sizes import CheckpointRecord
+from vla_oft_ros.model.checkpoint_record import CheckpointRecord
 from vla_oft_ros.model.inputs import ModelInputs, sequence_ids
 from vla_oft_ros.model.self_test import CheckResult, run_self_tests
 from vla_oft_ros.model.vla import Modulations

@@ -33,13 +33,13 @@ from vla_oft_ros.model.checkpoint_files import (
     list_entries,
     read_json,
 )
-from vla_oft_ros.model.checkpoint_sizes import (
+from vla_oft_ros.model.checkpoint_record import (
     OFFICIAL_TRAININGS,
     OPENVLA_BASELINE,
     SECTION,
     CheckpointRecord,
-    read_model_config,
 )
+from vla_oft_ros.model.checkpoint_sizes import read_model_config
 from vla_oft_ros.model.inputs import ImagePipeline, PromptTokenizer
 from vla_oft_ros.model.vla import ModelConfig, OpenVLAOFT
 from vla_oft_ros.normalization import (
@@ -158,6 +158,9 @@ def plan_checkpoint(directory: Path, unnorm_key: str, override: CheckpointRecord
     shapes = {name: entry.shape for name, entry in entries.items()}
     dataset, statistics = _read_dataset(directory, config, unnorm_key, problems)
     record = _complete_record(config, override, entries, parts, statistics, problems)
+    problems += [
+        f"{part}: its file is missing" for part in record.parts or () if part not in parts
+    ]
     head = record.decoding or HeadKind.L1
     bounds = record.bounds or Bounds.MIN_MAX
     action_stats = _norm_stats(statistics, "action", bounds, problems)
@@ -222,7 +225,7 @@ def _complete_record(
 ) -> CheckpointRecord:
     """Override, else the checkpoint's own section, else what is known of official trainings."""
     try:
-        record = override.or_else(CheckpointRecord.from_json(config.get(SECTION) or {}))
+        record = override.or_else(CheckpointRecord.from_json(config.get(SECTION, {})))
     except (TypeError, ValueError) as error:
         problems.append(f"{CONFIG_FILE}: {SECTION}: {error}")
         record = override

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -28,7 +29,7 @@ from vla_oft_ros.model.checkpoint_files import (
     TOKENIZER_FILE,
     part_key,
 )
-from vla_oft_ros.model.checkpoint_sizes import SECTION, CheckpointRecord
+from vla_oft_ros.model.checkpoint_record import SECTION, CheckpointRecord
 from vla_oft_ros.model.self_test import write_fingerprint
 from vla_oft_ros.model.vla import OpenVLAOFT
 from vla_oft_ros.normalization import STATISTICS_FILE
@@ -76,7 +77,7 @@ def save_checkpoint(
     for name in _COPIED:
         if (checkpoint.directory / name).is_file():
             shutil.copyfile(checkpoint.directory / name, directory / name)
-    write_record(directory, checkpoint.record)
+    write_record(directory, replace(checkpoint.record, parts=saved_parts(checkpoint.model)))
     write_weights(checkpoint.model, directory, step=step, max_shard_bytes=max_shard_bytes)
     write_fingerprint(checkpoint, directory)
 
@@ -114,25 +115,30 @@ def write_weights(
         max_shard_bytes: Largest safetensors file.
     """
     parameters = dict(model.named_parameters())
-    merged = {k: v for k, v in parameters.items() if _part(k, model) != "part"}
+    parts = saved_parts(model)
+    merged = {name: p for name, p in parameters.items() if not _is_apart(name)}
     _write_shards(merged, directory, max_shard_bytes)
     diffusion = model.config.head is HeadKind.DIFFUSION
-    for part in PARTS:
-        named = {k: v for k, v in parameters.items() if k.startswith(f"{part}.")}
-        if not named or (part == "vision_backbone" and not model.config.film):
-            continue
+    for part in parts:
+        named = {name: p for name, p in parameters.items() if name.startswith(f"{part}.")}
         content = dict(_part_tensors(part, named, diffusion))
         torch.save(content, directory / f"{part}--{step}_checkpoint.pt")
 
 
-def _part(name: str, model: OpenVLAOFT) -> str:
-    """Says "part" for tensors that live in a part's file only; FiLM is one, its tower lives in
+def saved_parts(model: OpenVLAOFT) -> tuple[str, ...]:
+    """Parts that get a file of their own; the vision tower does so only with FiLM."""
+    present = {name.split(".", 1)[0] for name, _ in model.named_parameters()}
+    if not model.config.film:
+        present.discard("vision_backbone")
+    return tuple(part for part in PARTS if part in present)
+
+
+def _is_apart(name: str) -> bool:
+    """Whether a tensor lives in a part's file only; a FiLM checkpoint's vision tower lives in
     both.
     """
-    head = name.split(".", 1)[0]
-    return (
-        "part" if ".film." in name or (head in PARTS and head != "vision_backbone") else "merged"
-    )
+    part = name.split(".", 1)[0]
+    return ".film." in name or (part in PARTS and part != "vision_backbone")
 
 
 def _part_tensors(

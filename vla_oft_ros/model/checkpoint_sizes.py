@@ -1,10 +1,7 @@
 """The sizes of a model from its files: tensor shapes first, config.json for what shapes do not
 tell.
 
-What neither tells (chunk length, cameras, normalisation, heads of other towers than the official
-ones) is looked for in the section "vla_oft_ros" of config.json, which checkpoints saved from here
-carry, and for official checkpoints in the table of official trainings, recognised by the lengths
-of the action and proprio vectors.
+What neither tells is a `CheckpointRecord`.
 """
 
 from __future__ import annotations
@@ -12,104 +9,16 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from vla_oft_ros.config import PreprocessingConfig, from_mapping
 from vla_oft_ros.model.action_head import HeadKind
+from vla_oft_ros.model.checkpoint_record import SECTION, CheckpointRecord
 from vla_oft_ros.model.llm import LlamaConfig
 from vla_oft_ros.model.vision import TowerConfig
 from vla_oft_ros.model.vla import ModelConfig
-from vla_oft_ros.normalization import Bounds
 
-SECTION = "vla_oft_ros"
 Shapes = Mapping[str, tuple[int, ...]]
 
-
-@dataclass(frozen=True, kw_only=True)
-class CheckpointRecord:
-    """What tensor shapes do not tell; None is "not said".
-
-    Attributes:
-        chunk_len: K.
-        cameras: Camera names in the order of the network's images.
-        bounds: Which statistics normalise actions and proprio.
-        decoding: How actions are decoded.
-        vision_heads: Attention heads of DINOv2 and SigLIP.
-        profile: Robot profile that the training data came from.
-        preprocessing: How images were prepared in training.
-    """
-
-    chunk_len: int | None = None
-    cameras: tuple[str, ...] | None = None
-    bounds: Bounds | None = None
-    decoding: HeadKind | None = None
-    vision_heads: tuple[int, int] | None = None
-    profile: str | None = None
-    preprocessing: PreprocessingConfig | None = None
-
-    def or_else(self, other: CheckpointRecord) -> CheckpointRecord:
-        """This record, with the gaps filled from another one."""
-        gaps = {
-            f.name: getattr(other, f.name) for f in fields(self) if getattr(self, f.name) is None
-        }
-        return replace(self, **gaps)
-
-    def to_json(self) -> dict[str, Any]:
-        """The section for config.json."""
-        said = {f.name: getattr(self, f.name) for f in fields(self)}
-        values = {name: value for name, value in said.items() if value is not None}
-        for name in ("bounds", "decoding"):
-            if name in values:
-                values[name] = values[name].value
-        if self.preprocessing is not None:
-            values["preprocessing"] = {
-                f.name: getattr(self.preprocessing, f.name) for f in fields(PreprocessingConfig)
-            }
-        return values
-
-    @classmethod
-    def from_json(cls, section: Mapping[str, Any]) -> CheckpointRecord:
-        """Reads the section of config.json; inverse of `to_json`.
-
-        Raises:
-            ValueError: for unknown keys or values.
-        """
-        values = dict(section)
-        unknown = sorted(set(values) - {f.name for f in fields(cls)})
-        if unknown:
-            raise ValueError(f"unknown key(s) {', '.join(unknown)}")
-        if "bounds" in values:
-            values["bounds"] = Bounds(values["bounds"])
-        if "decoding" in values:
-            values["decoding"] = HeadKind(values["decoding"])
-        for name in ("cameras", "vision_heads"):
-            if name in values:
-                values[name] = tuple(values[name])
-        if "preprocessing" in values:
-            values["preprocessing"] = from_mapping(
-                PreprocessingConfig, values["preprocessing"], "preprocessing"
-            )
-        return cls(**values)
-
-
-OFFICIAL_TRAININGS = {
-    (14, 14): CheckpointRecord(
-        chunk_len=25,
-        cameras=("cam_high", "cam_left_wrist", "cam_right_wrist"),
-        bounds=Bounds.MIN_MAX,
-    ),
-    (7, 8): CheckpointRecord(
-        chunk_len=8, cameras=("full_image", "wrist_image"), bounds=Bounds.QUANTILES
-    ),
-    (7, 7): CheckpointRecord(chunk_len=5, cameras=("full_image",), bounds=Bounds.QUANTILES),
-}
-"""(action, proprio) dimensions → facts of ALOHA, LIBERO and BRIDGE (openvla-oft
-`prismatic/vla/constants.py`).
-"""
-
-OPENVLA_BASELINE = CheckpointRecord(chunk_len=1, cameras=("full_image",), bounds=Bounds.QUANTILES)
-"""Original OpenVLA: one action from one image (openvla `modeling_prismatic.py`)."""
 
 OFFICIAL_HEADS = {"dinosiglip-vit-so-224px": {1024: 16, 1152: 16}}
 """vision_backbone_id → tower width → attention heads (timm: ViT-L/14 reg4 DINOv2, SigLIP
@@ -158,12 +67,24 @@ class _Unreadable(Exception):
     """A size cannot be read; the reason is among the problems."""
 
 
+def _positive(config: Mapping[str, Any], key: str, default: float, problems: list[str]) -> float:
+    """A number of config.json; notes a problem and gives the default if it is none."""
+    value = config.get(key, default)
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf:
+        return float(value)
+    problems.append(f"config.json: {key}: expected a positive number; got {value!r}")
+    return default
+
+
 def read_llama_config(
     shapes: Shapes, config: Mapping[str, Any], problems: list[str]
 ) -> LlamaConfig | None:
     """Sizes of the language model; None if they cannot be read, with the reasons in `problems`."""
     shape = _Shapes(shapes, problems)
     text = config.get("text_config", {})
+    if not isinstance(text, Mapping):
+        problems.append(f"config.json: text_config: expected a JSON object; got {text!r}")
+        return None
     prefix = "language_model.model"
     try:
         vocab, width = shape(f"{prefix}.embed_tokens.weight", 2)
@@ -173,7 +94,8 @@ def read_llama_config(
     except _Unreadable:
         return None
     heads = text.get("num_attention_heads", LLAMA_HEADS)
-    rope = text.get("rope_parameters") or {}
+    nested = text.get("rope_parameters")  # where transformers 5 writes rope_theta
+    rope = nested if isinstance(nested, Mapping) else text
     if not isinstance(heads, int) or heads < 1 or width % heads or (width // heads) % 2:
         problems.append(
             f"config.json: text_config.num_attention_heads: expected an even share of width "
@@ -208,8 +130,8 @@ def read_llama_config(
         heads=heads,
         kv_heads=kv_width // head_dim,
         mlp_hidden=mlp_hidden,
-        rms_eps=float(text.get("rms_norm_eps", LLAMA_RMS_EPS)),
-        rope_theta=float(text.get("rope_theta", rope.get("rope_theta", LLAMA_ROPE_THETA))),
+        rms_eps=_positive(text, "rms_norm_eps", LLAMA_RMS_EPS, problems),
+        rope_theta=_positive(rope, "rope_theta", LLAMA_ROPE_THETA, problems),
     )
 
 
@@ -321,7 +243,7 @@ def read_model_config(
             f'recorded; add "{SECTION}": {{"chunk_len": K, "cameras": [names in order]}}'
         )
         return None
-    padding = int(config.get("pad_to_multiple_of", VOCAB_PADDING))
+    padding = int(_positive(config, "pad_to_multiple_of", VOCAB_PADDING, problems))
     return ModelConfig(
         dino=dino,
         siglip=siglip,
@@ -335,5 +257,5 @@ def read_model_config(
         action_dim=action_dim,
         proprio_dim=proprio_dim,
         vocab_end=llm.vocab - padding,
-        action_bins=int(config.get("n_action_bins", ACTION_BINS)),
+        action_bins=int(_positive(config, "n_action_bins", ACTION_BINS, problems)),
     )

@@ -23,14 +23,9 @@ from vla_oft_ros.config import PreprocessingConfig
 from vla_oft_ros.model.action_head import HeadKind
 from vla_oft_ros.model.checkpoint import load_checkpoint
 from vla_oft_ros.model.checkpoint_files import CONFIG_FILE, PREPROCESSOR_FILE
-from vla_oft_ros.model.checkpoint_save import create_directory, write_weights
-from vla_oft_ros.model.checkpoint_sizes import (
-    ACTION_BINS,
-    LLAMA_RMS_EPS,
-    SECTION,
-    VOCAB_PADDING,
-    CheckpointRecord,
-)
+from vla_oft_ros.model.checkpoint_record import SECTION, CheckpointRecord
+from vla_oft_ros.model.checkpoint_save import create_directory, saved_parts, write_weights
+from vla_oft_ros.model.checkpoint_sizes import ACTION_BINS, LLAMA_RMS_EPS, VOCAB_PADDING
 from vla_oft_ros.model.llm import LlamaConfig
 from vla_oft_ros.model.self_test import write_fingerprint
 from vla_oft_ros.model.small_tokenizer import write_small_tokenizer
@@ -115,6 +110,7 @@ def make_random_checkpoint(
         vision_heads=(size.heads, size.heads),
         profile=PROFILE,
         preprocessing=PreprocessingConfig(),
+        parts=saved_parts(model),
     )
     _write(directory / CONFIG_FILE, _config_json(config, record, dtype))
     _write(directory / PREPROCESSOR_FILE, _preprocessor_json(size.image_px))
