@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable
 from enum import Enum
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -99,9 +100,15 @@ class ActionBins:
         self.bins = bins
         self.vocab_end = vocab_end
 
+    def _edges(self, device: torch.device) -> Tensor:
+        """(bins,) float64, numpy's: torch.linspace differs from it in the last bit, which moves
+        edges.
+        """
+        return torch.from_numpy(np.linspace(-1.0, 1.0, self.bins)).to(device)
+
     def encode(self, actions: Tensor) -> Tensor:
         """Normalised actions (…) float, clipped to [-1, 1] → token ids (…) int64."""
-        edges = torch.linspace(-1, 1, self.bins, dtype=torch.float64, device=actions.device)
+        edges = self._edges(actions.device)
         clipped = actions.double().clamp(-1.0, 1.0)
         # right=True counts edges ≤ value: numpy.digitize, 1 … bins.
         return self.vocab_end - torch.bucketize(clipped, edges, right=True)
@@ -110,7 +117,7 @@ class ActionBins:
         """Token ids (…) → centres of their bins (…) float64; ids that are no actions give the
         outermost bins.
         """
-        edges = torch.linspace(-1, 1, self.bins, dtype=torch.float64, device=token_ids.device)
+        edges = self._edges(token_ids.device)
         centres = (edges[:-1] + edges[1:]) / 2
         index = (self.vocab_end - token_ids - 1).clamp(0, self.bins - 2)
         return centres[index]
