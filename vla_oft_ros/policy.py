@@ -8,22 +8,25 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from vla_oft_ros.aloha import RobotProfile
-from vla_oft_ros.config import PolicyConfig
+from vla_oft_ros.config import ConfigError, PolicyConfig, PruningConfig
 from vla_oft_ros.model.action_head import HeadKind
 from vla_oft_ros.model.checkpoint import Checkpoint, load_checkpoint
 from vla_oft_ros.model.checkpoint_record import CheckpointRecord
 from vla_oft_ros.model.inputs import ModelInputs, sequence_ids
+from vla_oft_ros.model.pruner import StagedPruner, dense_retained
+from vla_oft_ros.model.pruning_plan import PruningPlan
 from vla_oft_ros.model.self_test import CheckResult, run_self_tests
 from vla_oft_ros.model.vla import Modulations
 from vla_oft_ros.normalization import normalize, unnormalize
-from vla_oft_ros.types import ActionChunk, KeptBy, Observation, RetainedTokens
+from vla_oft_ros.token_pruning import TokenPruning
+from vla_oft_ros.types import ActionChunk, MotionMode, Observation
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +42,10 @@ class Policy:
         diffusion_steps: DDIM steps of a diffusion checkpoint.
         seed: Seed of the noise that a diffusion checkpoint starts from.
         self_tests: Results of the tests that it passed.
+        pruning: Which visual tokens to drop; None for none.
+
+    Raises:
+        ConfigError: if this checkpoint cannot be pruned so.
     """
 
     def __init__(
@@ -49,6 +56,7 @@ class Policy:
         diffusion_steps: int = 50,
         seed: int = 0,
         self_tests: tuple[CheckResult, ...] = (),
+        pruning: PruningConfig | None = None,
     ) -> None:
         parameter = next(checkpoint.model.parameters())
         self.checkpoint = checkpoint
@@ -59,6 +67,7 @@ class Policy:
         self.self_tests = self_tests
         self._generator = torch.Generator().manual_seed(seed)
         self._film: tuple[str, Modulations | None] | None = None
+        self._pruning = self._token_pruning(pruning or PruningConfig())
 
     @property
     def cameras(self) -> tuple[str, ...]:
@@ -93,12 +102,18 @@ class Policy:
     def reset(self) -> None:
         """Forgets what was kept between inferences; call it at the start of an episode."""
         self._film = None
+        if self._pruning is not None:
+            self._pruning.reset()
 
-    def infer(self, observation: Observation) -> ActionChunk:
+    def infer(
+        self, observation: Observation, *, mode: MotionMode = MotionMode.FINE
+    ) -> ActionChunk:
         """Predicts the next chunk.
 
         Args:
             observation: Images of all `cameras` (others are ignored), proprio in robot units.
+                Token pruning needs its `reference_images` too; without them the pass is dense.
+            mode: From the action-aware controller: how many tokens pruning keeps.
 
         Returns:
             (K, A) joint targets in robot units, stamped with the oldest part of the observation.
@@ -107,40 +122,61 @@ class Policy:
             ValueError: if a camera is missing, proprio has another length or is not finite.
         """
         start_s = time.perf_counter()
-        actions = self.infer_normalized(observation)
+        prepared = self._prepare(observation)
+        inputs = self.inputs(observation, prepared)
+        if self._pruning is None:
+            actions = self._run(inputs, observation.instruction)
+            retained = dense_retained(self.cameras, observation.image_stamps_ns, self.patch_grid)
+        else:
+            layout = self.checkpoint.config.layout(inputs.prompt_lens[0])
+            pruner = self._pruning.pruner(observation, prepared, layout, mode)
+            actions = self._run(inputs, observation.instruction, pruner)
+            retained = self._pruning.finish(pruner, observation)
         return ActionChunk(
             actions=unnormalize(actions, self.checkpoint.action_stats),
             stamp_ns=observation.stamp_ns,
             dt_ns=self.dt_ns,
             instruction=observation.instruction,
             inference_s=time.perf_counter() - start_s,
-            retained=self._dense(observation),
+            retained=retained,
         )
 
-    @torch.inference_mode()
     def infer_normalized(self, observation: Observation) -> np.ndarray:
-        """The network's answer before it is mapped to robot units: (K, A) float64, nominally in
-        [-1, 1].
+        """The network's answer before it is mapped to robot units, with no token pruned: (K, A)
+        float64, nominally in [-1, 1].
         """
-        inputs = self.inputs(observation)
+        return self._run(self.inputs(observation), observation.instruction)
+
+    @torch.inference_mode()
+    def _run(
+        self, inputs: ModelInputs, instruction: str, pruner: StagedPruner | None = None
+    ) -> np.ndarray:
         output = self.checkpoint.model(
             inputs,
-            modulations=self._modulations(observation.instruction, inputs),
+            pruner=pruner,
+            modulations=self._modulations(instruction, inputs),
             noise=self._noise(),
             diffusion_steps=self.diffusion_steps,
         )
         actions: np.ndarray = output.actions[0].double().cpu().numpy()
         return actions
 
-    def inputs(self, observation: Observation) -> ModelInputs:
+    def inputs(
+        self, observation: Observation, prepared: Sequence[np.ndarray] | None = None
+    ) -> ModelInputs:
         """Network inputs of one observation, on the device.
+
+        Args:
+            observation: What the policy sees.
+            prepared: Its images as the network sees them, where somebody has prepared them.
 
         Raises:
             ValueError: as `infer`.
         """
         checkpoint = self.checkpoint
-        images = [_image(observation.images, camera) for camera in self.cameras]
-        pixels = checkpoint.images.pixel_values(checkpoint.images.prepare(images))
+        if prepared is None:
+            prepared = self._prepare(observation)
+        pixels = checkpoint.images.pixel_values(prepared)
         prompt = checkpoint.tokenizer.prompt_ids(observation.instruction)
         return ModelInputs(
             pixel_values=torch.from_numpy(pixels)[None],
@@ -148,6 +184,31 @@ class Policy:
             prompt_lens=(len(prompt),),
             proprio=self._proprio(observation.proprio),
         ).to(self.device, self.dtype)
+
+    def _prepare(self, observation: Observation) -> list[np.ndarray]:
+        images = [_image(observation.images, camera) for camera in self.cameras]
+        return self.checkpoint.images.prepare(images)
+
+    def _token_pruning(self, config: PruningConfig) -> TokenPruning | None:
+        if config.method == "none":
+            return None
+        sizes = self.checkpoint.config
+        if sizes.head is HeadKind.AUTOREGRESSIVE:
+            raise ConfigError(
+                "pruning.method: expected none for a checkpoint that decodes token by token; got "
+                f"{config.method!r}"
+            )
+        return TokenPruning(
+            PruningPlan.resolve(
+                config, cameras=sizes.cameras, patches=sizes.dino.patches, depth=sizes.llm.layers
+            ),
+            cameras=self.cameras,
+            grid=self.patch_grid,
+            patch_px=sizes.dino.patch_px,
+            images=self.checkpoint.images,
+            tokenizer=self.checkpoint.tokenizer,
+            max_gap_ns=self.chunk_len * self.dt_ns,
+        )
 
     def _proprio(self, proprio: np.ndarray) -> torch.Tensor | None:
         stats = self.checkpoint.proprio_stats
@@ -173,20 +234,6 @@ class Policy:
         shape = (1, self.chunk_len, self.action_dim)
         # Drawn on the CPU, so that a seed gives the same noise on every device.
         return torch.randn(shape, generator=self._generator).to(self.device)
-
-    def _dense(self, observation: Observation) -> tuple[RetainedTokens, ...]:
-        count = self.checkpoint.config.dino.patches
-        return tuple(
-            RetainedTokens(
-                camera=camera,
-                stamp_ns=observation.image_stamps_ns[camera],
-                grid=self.patch_grid,
-                layer=0,
-                patch_indices=np.arange(count, dtype=np.int32),
-                kept_by=np.full(count, KeptBy.DENSE, dtype=np.uint8),
-            )
-            for camera in self.cameras
-        )
 
 
 def _image(images: Mapping[str, np.ndarray], camera: str) -> np.ndarray:
@@ -237,6 +284,7 @@ def load_policy(
         checkpoint,
         dt_ns=round(1e9 / control_rate_hz),
         diffusion_steps=config.diffusion_steps,
+        pruning=config.pruning,
         self_tests=run_self_tests(checkpoint, skip=config.skip_self_tests, profile=profile),
     )
 
