@@ -3,7 +3,7 @@ PYTHON ?= python3
 SECONDS ?= 30
 RUN := $(PYTHON) tools/ros_env.py
 
-.PHONY: help setup demo test lint format clean
+.PHONY: help setup demo test bench lint format clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /\1\t/' | expand -t 10
@@ -16,6 +16,9 @@ demo: setup ## a simulated ALOHA driven by the policy, for SECONDS=30 of simulat
 
 test: setup ## every test that needs no GPU and not minutes
 	$(RUN) python -m pytest -m "not gpu and not slow"
+
+bench: setup ## what is fast and what is not, on this machine
+	set -e; for file in benchmark/*.py; do $(RUN) python $$file; done
 
 lint: setup ## ruff and mypy
 	$(RUN) ruff check .
