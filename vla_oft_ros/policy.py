@@ -23,9 +23,9 @@ from vla_oft_ros.model.inputs import ModelInputs, sequence_ids
 from vla_oft_ros.model.pruner import StagedPruner, dense_retained
 from vla_oft_ros.model.pruning_plan import PruningPlan
 from vla_oft_ros.model.self_test import CheckResult, run_self_tests
+from vla_oft_ros.model.token_pruning import TokenPruning
 from vla_oft_ros.model.vla import Modulations
 from vla_oft_ros.normalization import normalize, unnormalize
-from vla_oft_ros.token_pruning import TokenPruning
 from vla_oft_ros.types import ActionChunk, MotionMode, Observation
 
 logger = logging.getLogger(__name__)

@@ -1,7 +1,7 @@
 """Token pruning from one inference to the next: which pruner an observation gets, and what of the
 previous inference still holds.
 
-Sits between `policy` and `model/pruner`. The previous inference is forgotten on a new episode, a
+Sits between `policy` and `pruner`. The previous inference is forgotten on a new episode, a
 new instruction, a camera that stands still, and a gap longer than a chunk; the pass that follows
 is dense. Knows nothing of robot units or ROS.
 """
