@@ -122,12 +122,12 @@ class Policy:
             ValueError: if a camera is missing, proprio has another length or is not finite.
         """
         start_s = time.perf_counter()
-        prepared = self._prepare(observation)
-        inputs = self.inputs(observation, prepared)
         if self._pruning is None:
-            actions = self._run(inputs, observation.instruction)
+            actions = self._run(self.inputs(observation), observation.instruction)
             retained = dense_retained(self.cameras, observation.image_stamps_ns, self.patch_grid)
         else:
+            prepared = self.checkpoint.images.prepare(self._images(observation))
+            inputs = self.inputs(observation, prepared)
             layout = self.checkpoint.config.layout(inputs.prompt_lens[0])
             pruner = self._pruning.pruner(observation, prepared, layout, mode)
             actions = self._run(inputs, observation.instruction, pruner)
@@ -175,19 +175,19 @@ class Policy:
         """
         checkpoint = self.checkpoint
         if prepared is None:
-            prepared = self._prepare(observation)
-        pixels = checkpoint.images.pixel_values(prepared)
+            pixels = checkpoint.images.to_device(self._images(observation), self.device)
+        else:
+            pixels = torch.from_numpy(checkpoint.images.pixel_values(prepared))
         prompt = checkpoint.tokenizer.prompt_ids(observation.instruction)
         return ModelInputs(
-            pixel_values=torch.from_numpy(pixels)[None],
+            pixel_values=pixels[None],
             input_ids=sequence_ids([prompt], self.chunk_len * self.action_dim),
             prompt_lens=(len(prompt),),
             proprio=self._proprio(observation.proprio),
         ).to(self.device, self.dtype)
 
-    def _prepare(self, observation: Observation) -> list[np.ndarray]:
-        images = [_image(observation.images, camera) for camera in self.cameras]
-        return self.checkpoint.images.prepare(images)
+    def _images(self, observation: Observation) -> list[np.ndarray]:
+        return [_image(observation.images, camera) for camera in self.cameras]
 
     def _token_pruning(self, config: PruningConfig) -> TokenPruning | None:
         if config.method == "none":

@@ -18,7 +18,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from vla_oft_ros.config import PreprocessingConfig
-from vla_oft_ros.model import image_ops
+from vla_oft_ros.model import image_ops, image_ops_torch
+from vla_oft_ros.model.jpeg import jpeg_round_trip
 from vla_oft_ros.model.tokens import BOS_ID, EMPTY_ID, IGNORE_LABEL, PAD_ID, STOP_ID, TokenLayout
 
 DATASET_PX = 256
@@ -68,6 +69,36 @@ class ImagePipeline:
     def prepare(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Resizes and crops the images of all cameras: what the network sees, as uint8 RGB."""
         return [self.crop(self.resize(image)) for image in images]
+
+    def to_device(self, images: Sequence[np.ndarray], device: torch.device) -> Tensor:
+        """Camera images of one observation → pixel values on the device where the network runs.
+
+        On a CPU this is `pixel_values(prepare(images))`; on a GPU the same arithmetic runs there.
+
+        Args:
+            images: N images (H, W, 3) uint8 RGB, in the order of the checkpoint's cameras.
+            device: Where the result shall be.
+
+        Returns:
+            (6·N, size, size) float32.
+        """
+        if device.type == "cpu":
+            return torch.from_numpy(self.pixel_values(self.prepare(images)))
+        resized = torch.stack([self._resize_on(image, device) for image in images])
+        if self.options.center_crop:
+            resized = image_ops_torch.center_crop(resized)
+        return image_ops_torch.normalize_pixels(resized, self.mean, self.std)
+
+    def _resize_on(self, image: np.ndarray, device: torch.device) -> Tensor:
+        """`resize` in torch: (H, W, 3) uint8 → (size, size, 3) uint8 on the device."""
+        batch = torch.tensor(image, device=device)[None]  # (1, H, W, 3)
+        if image.shape[:2] == (self.size_px, self.size_px):
+            return batch[0]
+        if self.options.resize_to_256:
+            batch = image_ops_torch.resize_bicubic(batch, DATASET_PX)
+        if self.options.jpeg_roundtrip:
+            batch = jpeg_round_trip(batch)
+        return image_ops_torch.resize_lanczos(batch, self.size_px)[0]
 
     def pixel_values(self, prepared: Sequence[np.ndarray]) -> np.ndarray:
         """Normalises prepared images of one observation.
