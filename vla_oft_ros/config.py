@@ -659,11 +659,11 @@ class SafetyConfig:
         metadata=doc("Distance kept from the joint limits.", unit="rad", ge=0.0, le=0.5),
     )
     max_velocity_rad_s: float = field(
-        default=1.5,
+        default=2.0,
         metadata=doc("Fastest target of an arm joint.", unit="rad/s", ge=0.01, le=3.14159),
     )
     max_acceleration_rad_s2: float = field(
-        default=15.0,
+        default=20.0,
         metadata=doc(
             "Largest change of a target's velocity; the default stops any motion in 0.1 s.",
             unit="rad/s^2",
