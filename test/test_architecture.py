@@ -33,19 +33,25 @@ class Layer:
 VALUES = ("types", "config", "aloha", "kinematics", "normalization")
 STREAMS = (
     *("sync", "chunk_*", "safety*", "motion_limits", "clearance", "action_aware", "overlay"),
+    *("frame_checks", "frame_ring", "parking", "shadow", "recording_traps"),
 )
 MODEL_LIBRARIES = ("numpy", "torch", "safetensors", "tokenizers", "einops", "PIL", "cv2")
 MODEL_LIBRARIES += ("simplejpeg",)
+DATA_LIBRARIES = ("yaml", "rosbags", "zstandard", "lz4", "h5py", "pyarrow", "av", "google_crc32c")
+DATA_LIBRARIES += ("matplotlib",)
 
 LAYERS = (
     Layer(("",), (), ()),
     Layer(("config",), VALUES, ("numpy", "yaml")),
     Layer(VALUES, VALUES, ("numpy",)),
     Layer(STREAMS, VALUES + STREAMS, ("numpy",)),
+    Layer(("image_decoding",), (), ("numpy", "cv2")),
     Layer(("model", "model.*"), (*VALUES, *STREAMS, "model", "model.*"), MODEL_LIBRARIES),
     Layer(("policy",), (*VALUES, *STREAMS, "model.*"), MODEL_LIBRARIES),
     Layer(
-        ("data", "data.*"), (*VALUES, *STREAMS, "model.*", "data", "data.*"), (*MODEL_LIBRARIES,)
+        ("data", "data.*"),
+        (*VALUES, *STREAMS, "image_decoding", "model.*", "data", "data.*"),
+        (*MODEL_LIBRARIES, *DATA_LIBRARIES),
     ),
     Layer(
         ("train", "train.*"),

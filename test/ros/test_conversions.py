@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from rclpy.serialization import deserialize_message, serialize_message
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, JointState
 
+from vla_oft_ros import image_decoding
 from vla_oft_ros import msg as messages
 from vla_oft_ros.aloha import ACTION_NAMES
-from vla_oft_ros.ros import conversions
 from vla_oft_ros.ros.conversions import (
     ImageError,
     camera_info_to_msg,
@@ -151,7 +151,7 @@ def message_of(
 
 
 def test_the_reference_knows_every_encoding() -> None:
-    assert set(REFERENCE) == set(conversions._ENCODINGS)
+    assert set(REFERENCE) == set(image_decoding.ENCODINGS)
 
 
 @pytest.mark.parametrize("encoding", REFERENCE)

@@ -1,8 +1,6 @@
 """Messages to values and back; every message field name of the package lives here.
 
-Image decoding is numpy and OpenCV: exact on padded rows (`step > width · bytes`) and on either
-byte order, for every encoding that a colour camera publishes. Nothing is decided here: what cannot
-be turned into RGB is refused.
+Nothing is decided here; pixels are decoded by `image_decoding`, as in recordings.
 """
 
 from __future__ import annotations
@@ -17,41 +15,11 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image, JointState
 
 from vla_oft_ros import msg as messages
 from vla_oft_ros.aloha import ACTION_NAMES
+from vla_oft_ros.image_decoding import ImageError, decode_compressed, decode_image
 from vla_oft_ros.safety_report import LastIntervention, SafetyState
 from vla_oft_ros.types import ActionChunk, RetainedTokens
 
 NS_PER_S = 1_000_000_000
-
-# Encoding → (dtype, channels, conversion to RGB or None). OpenCV names a Bayer pattern by its
-# second row, ROS by its first, so rggb is OpenCV's BayerBG (cv_bridge/src/cv_bridge.cpp).
-_ENCODINGS: dict[str, tuple[type, int, int | None]] = {
-    "rgb8": (np.uint8, 3, None),
-    "bgr8": (np.uint8, 3, cv2.COLOR_BGR2RGB),
-    "rgba8": (np.uint8, 4, cv2.COLOR_RGBA2RGB),
-    "bgra8": (np.uint8, 4, cv2.COLOR_BGRA2RGB),
-    "rgb16": (np.uint16, 3, None),
-    "bgr16": (np.uint16, 3, cv2.COLOR_BGR2RGB),
-    "rgba16": (np.uint16, 4, cv2.COLOR_RGBA2RGB),
-    "bgra16": (np.uint16, 4, cv2.COLOR_BGRA2RGB),
-    "mono8": (np.uint8, 1, cv2.COLOR_GRAY2RGB),
-    "mono16": (np.uint16, 1, cv2.COLOR_GRAY2RGB),
-    "yuv422": (np.uint8, 2, cv2.COLOR_YUV2RGB_UYVY),
-    "uyvy": (np.uint8, 2, cv2.COLOR_YUV2RGB_UYVY),
-    "yuv422_yuy2": (np.uint8, 2, cv2.COLOR_YUV2RGB_YUY2),
-    "yuyv": (np.uint8, 2, cv2.COLOR_YUV2RGB_YUY2),
-    "bayer_rggb8": (np.uint8, 1, cv2.COLOR_BayerBG2RGB),
-    "bayer_bggr8": (np.uint8, 1, cv2.COLOR_BayerRG2RGB),
-    "bayer_gbrg8": (np.uint8, 1, cv2.COLOR_BayerGR2RGB),
-    "bayer_grbg8": (np.uint8, 1, cv2.COLOR_BayerGB2RGB),
-    "bayer_rggb16": (np.uint16, 1, cv2.COLOR_BayerBG2RGB),
-    "bayer_bggr16": (np.uint16, 1, cv2.COLOR_BayerRG2RGB),
-    "bayer_gbrg16": (np.uint16, 1, cv2.COLOR_BayerGR2RGB),
-    "bayer_grbg16": (np.uint16, 1, cv2.COLOR_BayerGB2RGB),
-}
-
-
-class ImageError(ValueError):
-    """An image message that cannot be turned into RGB; says what was expected and what came."""
 
 
 def stamp_from_msg(stamp: Time) -> int:
@@ -73,39 +41,14 @@ def image_from_msg(message: Image) -> np.ndarray:
     Raises:
         ImageError: for an encoding that is not a colour image, or sizes that do not fit together.
     """
-    encoding = message.encoding.lower()
-    if encoding not in _ENCODINGS:
-        raise ImageError(
-            f"image encoding: expected one of {', '.join(_ENCODINGS)}; got {message.encoding!r}. "
-            "Choose a colour stream of the camera"
-        )
-    dtype, channels, conversion = _ENCODINGS[encoding]
-    itemsize = np.dtype(dtype).itemsize
-    height, width, step = int(message.height), int(message.width), int(message.step)
-    if channels == 2 and width % 2:
-        raise ImageError(
-            f"image {message.encoding}: expected an even width, two pixels share their colour; "
-            f"got {width}x{height}"
-        )
-    row_bytes = width * channels * itemsize
-    data = np.frombuffer(message.data, dtype=np.uint8)
-    if height < 1 or width < 1 or step < row_bytes or data.size < (height - 1) * step + row_bytes:
-        raise ImageError(
-            f"image {message.encoding} {width}x{height}: expected step ≥ {row_bytes} and at least "
-            f"(height - 1) · step + {row_bytes} bytes; got step {step} and {data.size} bytes"
-        )
-    # The last row may lack its padding, so rows are taken by stride instead of by reshape.
-    rows = np.lib.stride_tricks.as_strided(data, (height, row_bytes), (step, 1))  # (H, W · bytes)
-    pixels = np.ascontiguousarray(rows).view(dtype).reshape(height, width, channels)  # (H, W, C)
-    if itemsize > 1 and bool(message.is_bigendian) != (
-        np.dtype(dtype).newbyteorder("=").str[0] == ">"
-    ):
-        pixels = pixels.byteswap()
-    image = pixels if conversion is None else cv2.cvtColor(pixels, conversion)
-    if image.dtype == np.uint16:
-        # 16 to 8 bit as cv_bridge scales it: v · 255 / 65535, rounded.
-        image = cv2.convertScaleAbs(image, alpha=255.0 / 65535.0)
-    return image.reshape(height, width, 3)
+    return decode_image(
+        message.encoding,
+        int(message.height),
+        int(message.width),
+        int(message.step),
+        bool(message.is_bigendian),
+        message.data,
+    )
 
 
 def compressed_image_from_msg(message: CompressedImage) -> np.ndarray:
@@ -117,18 +60,7 @@ def compressed_image_from_msg(message: CompressedImage) -> np.ndarray:
     Raises:
         ImageError: if the data is no image, or a compressed depth image.
     """
-    if "compressedDepth" in message.format:
-        raise ImageError(
-            f"compressed image: expected a colour image; got format {message.format!r}"
-        )
-    data = np.frombuffer(message.data, dtype=np.uint8)
-    image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
-    if image is None:
-        raise ImageError(
-            f"compressed image: expected JPEG or PNG; got {data.size} bytes of format "
-            f"{message.format!r}"
-        )
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return decode_compressed(message.format, message.data)
 
 
 def image_to_msg(image: np.ndarray, stamp_ns: int, frame_id: str) -> Image:
