@@ -336,7 +336,7 @@ def test_the_first_targets_ease_in_from_the_measured_pose():
     robot.run(moved(0, 1.0), 50)
     assert robot.gate.state is SafetyState.ACTIVE
     speeds = np.diff(np.array(robot.told)[:, 0]) / DT_S
-    assert np.all(np.diff(speeds[:15]) > 0.0) and speeds[12] < 0.7
+    assert np.all(np.diff(speeds[:15]) > 0.0) and speeds[12] < 0.75
 
 
 def test_a_hold_ends_with_an_ease_in():
@@ -525,7 +525,8 @@ def test_an_arm_that_does_not_follow_stops_everything_and_is_relieved():
     assert states[0] is not SafetyState.ESTOP and states[-1] is SafetyState.ESTOP
     assert "left/elbow is 0." in decision.reason
     furthest = np.abs(np.array(robot.told)[:, 2] - blocked[2]).max()
-    assert furthest < LIMITS.max_tracking_error_rad + 0.5
+    run_on_s = LIMITS.max_tracking_error_s + 0.1  # and the time to brake
+    assert furthest <= LIMITS.max_tracking_error_rad + LIMITS.max_velocity_rad_s * run_on_s
     np.testing.assert_allclose(decision.target[ARM], blocked[ARM], atol=1e-9)
     assert_laws(np.array(robot.told))
 
@@ -624,7 +625,7 @@ def test_no_pose_is_no_way():
         (dict(workspace_lower_m=(0.0, 0.0)), "expected 3 numbers"),
         (dict(left_base_pose=(0.0, math.inf, 0.0, 0.0)), "expected finite"),
         (dict(workspace_lower_m=(1.0, -1.0, -1.0)), "workspace_upper_m"),
-        (dict(ease_in_velocity_rad_s=2.0), "at most max_velocity_rad_s"),
+        (dict(ease_in_velocity_rad_s=2.5), "at most max_velocity_rad_s"),
         (dict(max_velocity_rad_s=4.0), "0.01 to"),
         (dict(max_joint_age_s=math.nan), "max_joint_age_s"),
     ],

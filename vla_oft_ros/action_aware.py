@@ -26,16 +26,16 @@ _SMALLEST_RAD = 1e-3
 class MotionScale:
     """What counts as a fast step of a gripper in one data set; stored beside its statistics.
 
-    The defaults, 0.5 m/s and 2 rad/s at 25 Hz, are those of brisk teleoperation, for checkpoints
-    that come without a scale.
+    The defaults are those of the scripted demonstrations of this package (`motion_scale` of twelve
+    of them at 25 Hz), for checkpoints that come without a scale.
 
     Attributes:
         translation_m: 99th percentile of the way per control step, m.
         rotation_rad: 99th percentile of the turn per control step, rad.
     """
 
-    translation_m: float = 0.02
-    rotation_rad: float = 0.08
+    translation_m: float = 0.018
+    rotation_rad: float = 0.059
 
     def __post_init__(self) -> None:
         if not (self.translation_m > 0.0 and self.rotation_rad > 0.0):
