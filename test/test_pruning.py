@@ -220,7 +220,7 @@ def test_rank_weights_are_the_normalised_sigmoid_of_each_heads_rank() -> None:
     table = np.array([1 / (1 + math.exp(2.0 * rank)) for rank in range(3)])
     table /= table.sum()
     expected = [(table[2] + table[0]) / 2, (table[0] + table[1]) / 2, (table[1] + table[2]) / 2]
-    got = pruning.rank_weights(text, 2.0)
+    got = pruning.rank_weights(text, pruning.rank_table(3, 2.0, text))
     np.testing.assert_allclose(got.numpy(), expected, rtol=1e-12)
     assert float(got.sum()) == pytest.approx(1.0)
 

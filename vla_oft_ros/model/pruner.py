@@ -194,6 +194,12 @@ class SpecPruner(StagedPruner):
         self._similarity = similarity
         self._mode = mode
         self._prunes = state is not None and similarity is not None
+        self._confidence = torch.zeros(plan.depth)  # ω_conf of each layer
+        if state is not None:
+            self._confidence = pruning.entropy_confidence(
+                state.entropies, plan.config.entropy_epsilon
+            )
+        self._table = torch.zeros(0)
         self._local: list[Tensor] = []
         self._global: list[Tensor] = []
         self._entropies: list[Tensor] = []
@@ -218,13 +224,12 @@ class SpecPruner(StagedPruner):
         if self._prunes and layer in plan.local_layers:
             self._local.append(score.view(plan.cameras, plan.patches))
         if self._prunes and plan.is_weighed(layer):
-            assert self._previous is not None  # `_prunes` says so
+            if len(self._table) != len(self._present):
+                self._table = pruning.rank_table(len(self._present), plan.rank_slope, score)
             self._importance = pruning.moving_average(
                 self._importance,
-                pruning.rank_weights(text, plan.rank_slope),
-                pruning.entropy_confidence(
-                    self._previous.entropies[layer - 1], plan.config.entropy_epsilon
-                ),
+                pruning.rank_weights(text, self._table),
+                self._confidence[layer - 1],
                 plan.config.beta,
             )
         if layer in plan.global_layers:

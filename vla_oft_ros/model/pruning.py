@@ -50,8 +50,13 @@ def text_attention(queries: Tensor, keys: Tensor, logsumexp: Tensor) -> Tensor:
     Returns:
         (h, n) mean over the m instruction tokens, 0 … 1; its mean over heads is the Score.
     """
-    logits = _logits(queries, keys)
-    return (logits - logsumexp[..., None]).exp().mean(dim=-1)  # (h, n, m) → (h, n)
+    log_share = torch.baddbmm(
+        -logsumexp[..., None],
+        _wide(queries),
+        _wide(keys).transpose(-1, -2),
+        alpha=queries.shape[-1] ** -0.5,
+    )  # (h, n, m)
+    return log_share.exp().mean(dim=-1)  # (h, n)
 
 
 def attention_entropy(queries: Tensor, keys: Tensor) -> Tensor:
@@ -183,29 +188,44 @@ def indices_of(mask: Tensor, count: int | None = None) -> Tensor:
     return mask.float().topk(count).indices.sort().values
 
 
-def rank_weights(text: Tensor, slope: float) -> Tensor:
-    """ω_rank: how high each token ranks, per head, averaged over heads (SpecPrune, Eq. 6).
+def rank_table(count: int, slope: float, like: Tensor) -> Tensor:
+    """σ(-k·rank) / Σ σ(-k·rank) of every rank, 0 = highest (SpecPrune, Eq. 6).
+
+    Args:
+        count: n, ranks.
+        slope: k.
+        like: Gives device and dtype.
+
+    Returns:
+        (n,) descending, summing to 1.
+    """
+    weight = torch.sigmoid(torch.arange(count, device=like.device, dtype=like.dtype) * -slope)
+    return weight / weight.sum()
+
+
+def rank_weights(text: Tensor, table: Tensor) -> Tensor:
+    """ω_rank: what each token's rank is worth, per head, averaged over heads (SpecPrune, Eq. 6).
 
     Args:
         text: (h, n) from `text_attention`.
-        slope: k in σ(-k·rank), rank 0 = highest.
+        table: (n,) from `rank_table`.
 
     Returns:
         (n,) summing to 1.
     """
-    rank = torch.arange(text.shape[-1], device=text.device, dtype=text.dtype)
-    weight = torch.sigmoid(-slope * rank)
-    return (weight / weight.sum())[ranks(text)].mean(dim=0)
+    order = text.argsort(dim=-1, descending=True, stable=True)
+    per_head = torch.empty_like(text).scatter(-1, order, table.expand_as(order))
+    return per_head.mean(dim=0)
 
 
-def entropy_confidence(entropy: Tensor, epsilon: float) -> Tensor:
+def entropy_confidence(entropies: Tensor, epsilon: float) -> Tensor:
     """ω_conf = 1 / (H̄ + ε): layers that look at few patches count more (SpecPrune, Eq. 8)."""
-    return 1.0 / (entropy + epsilon)
+    return 1.0 / (entropies + epsilon)
 
 
 def moving_average(importance: Tensor, weights: Tensor, confidence: Tensor, beta: float) -> Tensor:
     """S ← (1 - β)·S + β·ω_rank·ω_conf (SpecPrune, Eq. 5 and 9); all (n,)."""
-    return (1.0 - beta) * importance + beta * weights * confidence
+    return importance.lerp(weights * confidence, beta)
 
 
 def keep_highest(importance: Tensor, count: int) -> Tensor:
