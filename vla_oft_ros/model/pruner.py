@@ -219,13 +219,12 @@ class SpecPruner(StagedPruner):
         if not self.scores_layer(layer):
             return
         text = self._text_attention(output)  # (h, n)
-        score = text.mean(dim=0)  # (n,) Score of Eq. 2
         plan = self.plan
         if self._prunes and layer in plan.local_layers:
-            self._local.append(score.view(plan.cameras, plan.patches))
+            self._local.append(text.mean(dim=0).view(plan.cameras, plan.patches))  # Eq. 2
         if self._prunes and plan.is_weighed(layer):
             if len(self._table) != len(self._present):
-                self._table = pruning.rank_table(len(self._present), plan.rank_slope, score)
+                self._table = pruning.rank_table(len(self._present), plan.rank_slope, text)
             self._importance = pruning.moving_average(
                 self._importance,
                 pruning.rank_weights(text, self._table),
@@ -233,8 +232,8 @@ class SpecPruner(StagedPruner):
                 plan.config.beta,
             )
         if layer in plan.global_layers:
-            everywhere = score.new_full((plan.vision,), -torch.inf)
-            everywhere = everywhere.index_copy(0, self._present, score)
+            everywhere = text.new_full((plan.vision,), -torch.inf)
+            everywhere = everywhere.index_copy(0, self._present, text.mean(dim=0))
             self._global.append(everywhere.view(plan.cameras, plan.patches))
 
     def select(self) -> Tensor | None:

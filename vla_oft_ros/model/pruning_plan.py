@@ -59,7 +59,8 @@ class PruningPlan:
         """Fits a configuration to a model.
 
         Layers scale by depth / 32, rounded up. A dynamic stage that would then follow another one
-        with no layer between them has nothing new to go by and is left out.
+        with no layer between them has nothing new to go by and is left out, as are all stages when
+        they would drop nothing.
 
         Args:
             config: With a method other than none.
@@ -84,7 +85,8 @@ class PruningPlan:
             )
         dynamic_layers: list[int] = []
         for layer in map(layer_of, config.dynamic_layers):
-            if layer - (dynamic_layers or [static_layer])[-1] > 1 and layer < depth:
+            after = layer - (dynamic_layers or [static_layer])[-1]
+            if after > 1 and layer < depth and config.gamma < 1.0:
                 dynamic_layers.append(layer)
 
         def count(paper_count: int) -> int:
