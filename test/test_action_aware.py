@@ -18,7 +18,7 @@ PAPER = ActionAwareThresholds()
 NEW = ActionAwareState()
 # At the start pose: the waist moves the gripper level (0.259 m/rad), the last joint only turns it,
 # and the shoulder (0.314 m/rad) lowers it when its angle grows.
-WAIST, SHOULDER, WRIST_ROTATE = 0, 1, 5
+WAIST, SHOULDER, WRIST_ANGLE, WRIST_ROTATE = 0, 1, 4, 5
 RIGHT = 7
 
 
@@ -73,6 +73,14 @@ def test_fine_motion_ends_with_either_speed(motion):
     left = mode_of(fine, right=motion)
     assert left.mode is COARSE
     assert mode_of(left, right=SLOW_UP).mode is COARSE
+
+
+def test_fine_motion_ends_with_a_fast_way_without_any_turn():
+    fine = mode_of(left=SLOW_DOWN)
+    before, after = step(left=(SHOULDER, 0.08))
+    after[WRIST_ANGLE] -= 0.08  # keeps the gripper level
+    assert arm_motion(before, after, 1.0).rotation_rad_s[0] < 1e-9
+    assert next_mode(fine, before, after, SCALE, PAPER).mode is COARSE
 
 
 def test_one_moving_fine_arm_is_enough():

@@ -177,13 +177,24 @@ def test_the_motion_starts_from_rest_after_a_pause():
 
 
 def test_a_join_in_the_middle_of_a_fade_continues_the_faded_motion():
-    queue = running(blend_steps=8)
-    queue.put(ramp_chunk(10, bias=-0.05), at(14.5))
+    calm, queue = running(blend_steps=8), running(blend_steps=8)
+    for one in (calm, queue):
+        one.put(ramp_chunk(10, bias=-0.05), at(14.5))
     before = handed_out(queue, range(15, 19))
-    report = queue.put(ramp_chunk(14, bias=0.05), at(18.0))
-    values = np.concatenate([before, handed_out(queue, range(19, 30))])
+    handed_out(calm, range(15, 19))
+    report = queue.put(ramp_chunk(14, bias=0.05), at(19.0))
+    undisturbed, values = calm.next_action(at(19))[0], handed_out(queue, range(19, 30))
+    assert values[0] == pytest.approx(undisturbed, abs=1e-12)
     assert report.seam_jump_rad > 0.05
-    assert np.abs(np.diff(values)).max() < 0.04
+    around = [before[-1], *values[:2]]
+    assert abs(np.diff(around, n=2)[0]) < 0.004  # without the slope of the fade 0.012
+
+
+def test_a_chunk_that_comes_just_after_the_last_row_continues_the_motion():
+    queue = running()
+    handed_out(queue, range(15, 25))  # row 24 was the last one
+    queue.put(ramp_chunk(16), at(25))
+    np.testing.assert_allclose(handed_out(queue, range(25, 30)), 0.01 * np.arange(25, 30))
 
 
 def test_a_chunk_that_arrives_does_not_touch_the_action_that_is_due():
@@ -200,6 +211,20 @@ def test_changing_an_array_after_handing_it_in_does_not_reach_the_robot():
     assert action[0] == 0.0
     action[:] = 9.0
     assert queue.next_action(at(0))[0] == 0.0
+
+
+@pytest.mark.parametrize("join", (*BY_TIME, *PLAYED))
+def test_changing_an_action_after_it_was_handed_out_does_not_change_the_next_join(join):
+    calm, queue = queue_of(join), queue_of(join)
+    for one in (calm, queue):
+        one.put(ramp_chunk(0), at(0))
+        for tick in range(K):
+            action = one.next_action(at(tick))
+            if one is queue:
+                action[:] = 9.0
+        one.next_action(at(K))
+    chunk = ramp_chunk(K, bias=0.1)
+    assert queue.put(chunk, at(K + 5)) == calm.put(chunk, at(K + 5))
 
 
 # Refusals.
@@ -255,8 +280,10 @@ def test_a_chunk_that_waited_while_the_ticks_stood_still_is_never_executed(join)
 @pytest.mark.parametrize("join", (*BY_TIME, *PLAYED))
 def test_a_chunk_is_not_continued_after_the_ticks_stood_still(join):
     queue = running(join)
+    unasked = running(join)
     assert queue.next_action(at(150)) is None
-    assert queue.put(ramp_chunk(149), at(150)).index == 0
+    for one in (queue, unasked):
+        assert one.put(ramp_chunk(145), at(150)).index == 0
 
 
 @pytest.mark.parametrize("join", (*BY_TIME, *PLAYED))
@@ -332,6 +359,18 @@ def test_a_gripper_keeps_still_while_a_new_chunk_is_undecided(join):
     queue.put(undecided, at(14.5))
     values = [queue.next_action(at(tick))[GRIPPERS[1]] for tick in range(15, 30)]
     assert values[:7] == [1.0] * 7 and values[8:] == [0.45] * 7
+
+
+def test_a_gripper_follows_a_new_chunk_that_agrees_although_it_is_half_open():
+    queue = queue_of(gripper_hysteresis=0.1)
+    half = ramp_chunk(0)
+    half.actions[:, GRIPPERS] = 0.5
+    queue.put(half, at(0))
+    handed_out(queue, range(15))
+    agreeing = ramp_chunk(10)
+    agreeing.actions[:, GRIPPERS] = 0.55
+    queue.put(agreeing, at(14.5))
+    assert queue.next_action(at(15))[GRIPPERS[0]] == 0.55
 
 
 def test_remaining_counts_the_actions_that_will_be_handed_out():
@@ -414,6 +453,30 @@ def test_a_fade_starts_with_offset_and_velocity_and_ends_with_neither(offset, ve
     middle = at(3 + 0.37 * length)
     slope = (fade.at(middle + step_ns) - fade.at(middle - step_ns)) / (2e-9 * step_ns)
     assert slope[0] == pytest.approx(fade.velocity_at(middle)[0], abs=1e-4)
+
+
+def squares() -> PlacedChunk:
+    """Row k is k²; grippers open at row 3."""
+    rows = np.repeat(np.arange(6.0)[:, None] ** 2, ACTION_DIM, axis=1)
+    rows[:, GRIPPERS] = (np.arange(6) >= 3)[:, None]
+    return PlacedChunk(rows=rows, stamp_ns=0, dt_ns=DT_NS, origin_ns=0, instruction="")
+
+
+@pytest.mark.parametrize(
+    ("row", "slope"), [(0.0, 1.0), (0.5, 1.0), (3.0, 5.0), (3.5, 7.0), (5.0, 9.0)]
+)
+def test_the_velocity_of_a_chunk_is_that_of_the_rows_that_lead_to_now(row, slope):
+    velocity = squares().velocity(round(row * DT_NS))
+    assert velocity[0] == pytest.approx(slope / 0.04)
+
+
+def test_between_two_rows_arm_joints_are_interpolated_and_grippers_are_not():
+    chunk = squares()
+    assert chunk.sample(round(2.25 * DT_NS))[0] == pytest.approx(4.0 + 0.25 * 5.0)
+    assert chunk.sample(round(2.25 * DT_NS))[GRIPPERS[0]] == 0.0
+    assert chunk.sample(round(2.75 * DT_NS))[GRIPPERS[1]] == 1.0
+    assert chunk.sample(round(5.4 * DT_NS))[0] == 25.0
+    assert chunk.continued(round(5.4 * DT_NS))[0] == pytest.approx(25.0 + 0.4 * 9.0)
 
 
 def test_a_chunk_of_one_row_stands_still():

@@ -155,6 +155,10 @@ def test_a_step_without_duration_is_refused(dt_s):
 def test_a_base_pose_turns_and_then_moves():
     right = BasePose(x_m=0.469, y_m=0.5, z_m=0.1, yaw_rad=math.pi)
     np.testing.assert_allclose(right.place(np.array([0.2, 0.1, 0.3])), [0.269, 0.4, 0.4])
+    beside = BasePose(x_m=0.0, y_m=0.0, z_m=0.0, yaw_rad=math.pi / 2)
+    np.testing.assert_allclose(
+        beside.place(np.array([1.0, 0.0, 0.0])), [0.0, 1.0, 0.0], atol=1e-12
+    )
 
 
 @settings(max_examples=200, deadline=None)

@@ -18,6 +18,7 @@ from vla_oft_ros.aloha import (
 )
 from vla_oft_ros.clearance import Clearance
 from vla_oft_ros.config import ConfigError, SafetyConfig
+from vla_oft_ros.kinematics import end_effector_pose
 from vla_oft_ros.motion_limits import (
     braking_steps,
     braking_way,
@@ -96,6 +97,11 @@ def assert_laws(told: np.ndarray, limits: SafetyConfig = LIMITS) -> None:
     assert np.abs(changes).max() <= limits.max_acceleration_rad_s2 * DT_S**2 + TOLERANCE
     violations = Clearance(limits).violations(told)
     assert np.all(violations <= violations[0] + 1e-8)
+    if not violations[0].any():
+        for arm in (told[:, :6], told[:, 7:13]):
+            tips = end_effector_pose(arm)[1]
+            assert np.all(tips >= np.array(limits.workspace_lower_m) - 1e-8)
+            assert np.all(tips <= np.array(limits.workspace_upper_m) + 1e-8)
 
 
 # Laws for whatever is wanted.
@@ -357,6 +363,89 @@ def test_a_start_outside_the_limits_moves_only_inward():
     assert robot.run(SLEEP, 60).target[1] == pytest.approx(-1.85 + 0.02)
 
 
+@pytest.mark.parametrize("joint", [0, 1, 2, 5, 9, 13])
+@pytest.mark.parametrize("direction", [-1.0, 1.0])
+def test_a_fast_motion_into_a_joint_limit_comes_to_rest_before_it(joint, direction):
+    free = dict(
+        workspace_lower_m=(-2.0,) * 3, workspace_upper_m=(2.0,) * 3, min_arm_distance_m=0.0
+    )
+    robot = Robot(ease_in_s=0.0, **free)
+    for tick in range(120):
+        robot.check(moved(joint, direction * 0.95 * STEP_RAD * tick))
+    told = np.array(robot.told)
+    assert_laws(told, replace(LIMITS, **free))
+    assert np.abs(np.diff(told[-3:, joint])).max() == 0.0
+
+
+def test_a_fast_motion_is_followed_without_lag():
+    robot = Robot()
+    for tick in range(100):
+        wanted = start_pose(0.5)
+        wanted[[0, 5]] += 0.9 * math.sin(0.08 * tick) ** 2  # up to 1.8 rad/s
+        decision = robot.check(wanted)
+        np.testing.assert_array_almost_equal(decision.target, wanted, decimal=12)
+        assert decision.interventions == ()
+
+
+# The spatial limits.
+
+
+def facing(gap_m: float, **limits: object) -> Clearance:
+    """Arms in the start pose, face to face, this far from gripper to gripper."""
+    reach = 0.258476
+    return Clearance(
+        replace(
+            LIMITS,
+            left_base_pose=(0.0, 0.0, 0.0, 0.0),
+            right_base_pose=(2 * reach + gap_m, 0.0, 0.0, math.pi),
+            **limits,  # type: ignore[arg-type]
+        )
+    )
+
+
+def test_grippers_may_meet_unless_a_distance_is_set_for_them():
+    assert facing(0.03).violations(start_pose()).max() == 0.0
+    missing = facing(0.03, min_gripper_distance_m=0.05).violations(start_pose())
+    np.testing.assert_allclose(missing, [0.0, 0.0, 0.02], atol=1e-6)
+
+
+def test_other_links_may_not_come_near():
+    assert facing(-0.15).violations(start_pose())[2] > 0.01
+    assert facing(-0.15, min_arm_distance_m=0.0).violations(start_pose())[2] == 0.0
+
+
+@pytest.mark.parametrize("arm", [0, 1])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("side", ["lower", "upper"])
+def test_a_gripper_outside_its_workspace_is_seen_on_every_side(arm, axis, side):
+    tip = np.array([0.258476, 0.0, 0.305953])
+    bounds = {"lower": tip - 0.1, "upper": tip + 0.1}
+    bounds[side][axis] = tip[axis] + (0.03 if side == "lower" else -0.03)
+    pose = start_pose()
+    other = slice(7, 13) if arm == 0 else slice(0, 6)
+    limits = replace(
+        LIMITS,
+        workspace_lower_m=tuple(bounds["lower"]),
+        workspace_upper_m=tuple(bounds["upper"]),
+    )
+    violations = Clearance(limits).violations(pose)
+    np.testing.assert_allclose(violations, [0.03, 0.03, 0.0], atol=1e-6)
+    away = pose.copy()
+    away[other] = 0.0  # stretched out: the other gripper is farther off
+    assert Clearance(limits).violations(away)[arm] == pytest.approx(0.03, abs=1e-6)
+
+
+def test_a_gripper_that_starts_outside_its_workspace_may_only_come_closer_to_it():
+    limits = dict(workspace_upper_m=(0.85, 0.8, 0.25), ease_in_s=0.0)
+    robot = Robot(**limits)  # the start pose is 56 mm too high
+    assert kinds(robot.check(moved(1, -0.05))) == {"workspace"}
+    lowered = start_pose(0.5)
+    lowered[[1, 8]] += 0.25
+    assert robot.run(lowered, 20).state is SafetyState.ACTIVE
+    np.testing.assert_allclose(robot.pose, lowered, atol=1e-9)
+    assert kinds(robot.run(start_pose(0.5), 3)) == {"workspace"}
+
+
 # Holds.
 
 
@@ -447,6 +536,15 @@ def test_a_pause_or_a_step_of_the_clock_starts_again_from_rest(ticks):
     assert after == pytest.approx(BRAKE_RAD)  # it starts from rest
 
 
+def test_a_clock_that_went_back_does_not_keep_the_deadman_switch_pressed():
+    robot = Robot(deadman_timeout_s=0.2)
+    robot.gate.press_deadman(robot.now_ns)
+    assert robot.check(start_pose(0.5)).state is SafetyState.ACTIVE
+    robot.tick -= 1000
+    robot.check(start_pose(0.5))
+    assert kinds(robot.check(start_pose(0.5))) == {"deadman"}
+
+
 def test_a_deadman_switch_must_be_pressed_again_and_again():
     robot = Robot(deadman_timeout_s=0.2)
     assert kinds(robot.check(start_pose(0.5))) == {"deadman"}
@@ -489,6 +587,7 @@ def test_an_emergency_stop_works_in_every_state_and_outlives_a_restart(state):
     robot.gate.deactivate()
     assert robot.check(moved(0, 1.0)).target is None
     robot.gate.activate()
+    assert robot.gate.state is SafetyState.ESTOP
     decision = robot.check(moved(0, 1.0))
     assert decision.state is SafetyState.ESTOP and decision.target is None
     assert decision.reason == "now"
@@ -512,7 +611,8 @@ def test_a_reset_without_an_emergency_stop_changes_nothing():
     robot = Robot(ease_in_s=0.0)
     robot.run(moved(0, 1.0), 8)
     robot.gate.reset()
-    assert robot.check(moved(0, 1.0)).target[0] > robot.told[-2][0]
+    robot.check(moved(0, 1.0))
+    assert robot.told[-1][0] - robot.told[-2][0] == pytest.approx(STEP_RAD)
 
 
 def test_an_arm_that_does_not_follow_stops_everything_and_is_relieved():
@@ -536,6 +636,32 @@ def test_one_wrong_joint_state_is_no_tracking_error():
     robot.run(start_pose(0.5), 3)
     robot.check(start_pose(0.5), measured=np.zeros(ACTION_DIM))  # a bus error reads as zeros
     assert robot.run(start_pose(0.5), 20).state is SafetyState.ACTIVE
+
+
+def test_short_lags_do_not_add_up_to_a_tracking_error():
+    robot = Robot()
+    robot.run(start_pose(0.5), 3)
+    for _ in range(10):
+        for _ in range(3):
+            robot.check(start_pose(0.5), measured=np.zeros(ACTION_DIM))
+        robot.run(start_pose(0.5), 2)
+    assert robot.gate.state is SafetyState.ACTIVE
+
+
+def test_an_emergency_stop_stays_one_when_joint_states_fail_as_well():
+    robot = Robot()
+    robot.run(start_pose(0.5), 3)
+    robot.gate.estop("button")
+    decision = robot.check(start_pose(0.5), measured=None)
+    assert kinds(decision) == {"estop"} and decision.reason == "button"
+    assert decision.target[GRIPPERS[0]] > 0.5
+
+
+def test_a_gripper_measured_beyond_its_stroke_is_told_the_end_of_it():
+    measured = start_pose(1.33)  # the driver's own geometry reads more than open
+    measured[GRIPPERS[1]] = -0.19
+    robot = Robot(pose=measured)
+    assert list(robot.check(None).target[list(GRIPPERS)]) == [1.0, 0.0]
 
 
 def test_a_squeezing_gripper_is_no_tracking_error():
@@ -605,6 +731,35 @@ def test_parking_is_slow_whatever_is_wanted():
     robot.run(moved(0, 1.0), 20)
     speeds = np.abs(np.diff(np.array(robot.told)[:, ARM], axis=0)).max() / DT_S
     assert speeds == pytest.approx(LIMITS.parking_velocity_rad_s)
+
+
+@pytest.mark.parametrize("way", [0.004, 0.05, 0.3, 2.0])
+def test_short_and_long_ways_keep_the_parking_limits_and_end_exactly(way):
+    generator = np.random.default_rng(round(1000 * way))
+    first = start_pose(0.3)
+    pose = first + way * generator.uniform(-1.0, 1.0, ACTION_DIM)
+    plan = plan_parking(first, [pose], LIMITS, DT_NS)
+    np.testing.assert_array_equal(plan[-1], pose)
+    path = np.concatenate([first[None], plan])
+    velocity = np.diff(path, axis=0)[:, ARM] / DT_S
+    assert np.abs(velocity).max() <= LIMITS.parking_velocity_rad_s
+    rest = np.zeros((1, len(ARM)))
+    acceleration = np.diff(velocity, axis=0, prepend=rest, append=rest) / DT_S
+    assert np.abs(acceleration).max() <= LIMITS.parking_acceleration_rad_s2 + TOLERANCE
+
+
+def test_parking_may_begin_and_end_in_full_motion():
+    robot = Robot(ease_in_s=0.0)
+    robot.run(moved(0, 1.5), 8)  # at full speed
+    robot.gate.set_parking(True)
+    while robot.pose[1] > -1.9:  # until an arm is outside its limits, and moves
+        robot.check(SLEEP)
+    assert robot.told[-2][1] - robot.pose[1] > BRAKE_RAD / 2
+    robot.gate.set_parking(False)
+    robot.run(SLEEP, 30)
+    steps = np.diff(np.array(robot.told)[:, ARM], axis=0)
+    assert np.abs(np.diff(steps, axis=0)).max() <= BRAKE_RAD + TOLERANCE
+    assert robot.pose[1] > -2.05
 
 
 def test_an_unknown_pose_is_refused():

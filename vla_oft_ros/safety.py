@@ -140,7 +140,6 @@ class SafetyGate:
     def estop(self, reason: str) -> None:
         """Latches the emergency stop, in any state; only `reset` ends it."""
         self._estop_reason = reason or "emergency stop"
-        self._retreat = None
         if self._state is not SafetyState.INACTIVE:
             self._state = SafetyState.ESTOP
 
@@ -305,7 +304,6 @@ class SafetyGate:
         if self._state is SafetyState.HOLD:
             self._state = SafetyState.EASE_IN
             self._ease_in_since_ns = now_ns
-            self._wanted_before = None
         easing_s = (now_ns - self._ease_in_since_ns) * 1e-9
         if near or easing_s >= self._config.ease_in_s:
             self._state = SafetyState.ACTIVE
