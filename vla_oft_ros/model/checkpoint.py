@@ -55,6 +55,8 @@ logger = logging.getLogger(__name__)
 MAX_LORA_ALPHA = 16
 """alpha = min(rank, 16) in OFT's fine-tuning (openvla-oft `finetune.py`)."""
 TOWERS = 2
+MERGED_ROWS = 256
+"""Rows of a weight into which LoRA is merged at once."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -362,25 +364,40 @@ def _stream(model: OpenVLAOFT, plan: _Plan, device: torch.device, dtype: torch.d
     for entry in plan.entries.values():
         by_file.setdefault(entry.path, []).append(entry)
     for path, entries in by_file.items():
-        by_key = {entry.key: entry for entry in entries}
-        lora_keys = {key for entry in entries for key in (entry.lora_a, entry.lora_b) if key}
-        lora: dict[str, Tensor] = {}
-        waiting: list[tuple[TensorEntry, Tensor]] = []
-        for key, tensor in iterate_tensors(path):
-            if key in lora_keys:
-                lora[key] = tensor
-            elif key in by_key and by_key[key].lora_a:
-                waiting.append((by_key[key], tensor))  # mapped from disk, not yet in memory
-            elif key in by_key:
-                _assign(model, by_key[key], _moved(tensor, device, dtype))
-        for entry, base in waiting:
-            merged = merge_lora(
-                base.to(device),
-                lora[entry.lora_a].to(device),
-                lora[entry.lora_b].to(device),
-                plan.lora_alpha,
-            )
-            _assign(model, entry, _moved(merged, device, dtype))
+        _stream_file(model, path, entries, plan.lora_alpha, device, dtype)
+
+
+def _stream_file(
+    model: OpenVLAOFT,
+    path: Path,
+    entries: list[TensorEntry],
+    lora_alpha: float | None,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> None:
+    """Fills the parameters that one file holds. A function of its own, so that the file is let go
+    after.
+    """
+    by_key = {entry.key: entry for entry in entries}
+    lora_keys = {key for entry in entries for key in (entry.lora_a, entry.lora_b) if key}
+    lora: dict[str, Tensor] = {}
+    waiting: list[tuple[TensorEntry, Tensor]] = []
+    for key, tensor in iterate_tensors(path):
+        if key in lora_keys:
+            lora[key] = tensor.to(device)
+        elif key in by_key and by_key[key].lora_a:
+            waiting.append((by_key[key], tensor))  # mapped from disk, not yet in memory
+        elif key in by_key:
+            _assign(model, by_key[key], _moved(tensor, device, dtype))
+    for entry, base in waiting:
+        merged = torch.empty(base.shape, dtype=dtype, device=device)
+        a, b = lora[entry.lora_a], lora[entry.lora_b]
+        # A few rows at a time: whole float32 copies of large weights would fragment the host's
+        # heap.
+        for rows in torch.arange(len(base)).split(MERGED_ROWS):
+            part = slice(int(rows[0]), int(rows[-1]) + 1)
+            merged[part] = merge_lora(base[part].to(device), a, b[part], lora_alpha)
+        _assign(model, entry, merged)
 
 
 def _moved(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
