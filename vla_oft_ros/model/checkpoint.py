@@ -128,7 +128,7 @@ def load_checkpoint(
     plan = plan_checkpoint(directory, unnorm_key, record or CheckpointRecord())
     with torch.device("meta"):
         model = OpenVLAOFT(plan.config)
-    _stream(model, plan, device, dtype)
+    stream_tensors(model, plan.entries, device, dtype, plan.lora_alpha)
     model.eval().requires_grad_(False)
     logger.info("loaded %s (%s, %s) from %s", plan.dataset, dtype, device, directory)
     return Checkpoint(
@@ -172,7 +172,7 @@ def plan_checkpoint(directory: Path, unnorm_key: str, override: CheckpointRecord
         else None
     )
     tokenizer = _read_tokenizer(directory, problems)
-    lora_alpha = _read_lora_alpha(directory, entries, problems)
+    lora_alpha = read_lora_alpha(directory, entries, problems)
     model_config = None
     if action_stats is not None and entries:
         model_config = read_model_config(shapes, config, record, head, action_stats.dim, problems)
@@ -184,7 +184,7 @@ def plan_checkpoint(directory: Path, unnorm_key: str, override: CheckpointRecord
                 "dimensions, as the "
                 f"proprio_projector has; got {proprio_stats.dim}"
             )
-    images = _read_image_pipeline(directory, model_config, record, problems)
+    images = read_image_pipeline(directory, model_config, record, problems)
     if problems or not (model_config and action_stats and images and tokenizer):
         raise CheckpointError(directory, problems)
     return _Plan(
@@ -295,7 +295,7 @@ def _read_tokenizer(directory: Path, problems: list[str]) -> PromptTokenizer | N
         return None
 
 
-def _read_lora_alpha(
+def read_lora_alpha(
     directory: Path, entries: Mapping[str, TensorEntry], problems: list[str]
 ) -> float | None:
     """lora_alpha of adapter_config.json where it is there and live LoRA needs it; None means
@@ -308,7 +308,7 @@ def _read_lora_alpha(
     return float(alpha) if isinstance(alpha, (int, float)) else None
 
 
-def _read_image_pipeline(
+def read_image_pipeline(
     directory: Path,
     config: ModelConfig | None,
     record: CheckpointRecord,
@@ -358,13 +358,27 @@ def _compare(
     problems += [f"{name}: unexpected tensor" for name in shapes if name not in needed]
 
 
-def _stream(model: OpenVLAOFT, plan: _Plan, device: torch.device, dtype: torch.dtype) -> None:
-    """Fills the model file by file, one tensor at a time."""
+def stream_tensors(
+    model: OpenVLAOFT,
+    entries: Mapping[str, TensorEntry],
+    device: torch.device,
+    dtype: torch.dtype,
+    lora_alpha: float | None,
+) -> None:
+    """Fills the parameters of a model that files offer, file by file; LoRA is merged on the way.
+
+    Args:
+        model: Its parameters are replaced.
+        entries: From `list_entries`.
+        device: Where they go.
+        dtype: Their format there.
+        lora_alpha: From `read_lora_alpha`.
+    """
     by_file: dict[Path, list[TensorEntry]] = {}
-    for entry in plan.entries.values():
+    for entry in entries.values():
         by_file.setdefault(entry.path, []).append(entry)
-    for path, entries in by_file.items():
-        _stream_file(model, path, entries, plan.lora_alpha, device, dtype)
+    for path, of_file in by_file.items():
+        _stream_file(model, path, of_file, lora_alpha, device, dtype)
 
 
 def _stream_file(
