@@ -7,6 +7,7 @@ the walk ends and says where and why. Messages are fetched when somebody asks fo
 from __future__ import annotations
 
 import os
+import weakref
 import zlib
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -92,6 +93,8 @@ class McapReader:
         self.path = path
         self._check = check
         self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.close = weakref.finalize(self, os.close, self._file)
+        """Closes the file; happens by itself when nobody uses the reader any more."""
         self._uncompressed = lru_cache(maxsize=4)(self._chunk_records)
         try:
             self._size = os.fstat(self._file).st_size
@@ -100,15 +103,12 @@ class McapReader:
             self.close()
             raise
 
-    def close(self) -> None:
-        """Closes the file."""
-        os.close(self._file)
-
-    def read(self, place: MessagePlace) -> bytes:
-        """The serialised data of a message."""
+    def read(self, place: MessagePlace, size: int | None = None) -> bytes:
+        """The serialised data of a message, or only its first bytes."""
+        size = place.size if size is None else min(size, place.size)
         if place.chunk < 0:
-            return self._pread(place.offset, place.size)
-        return self._uncompressed(place.chunk)[place.offset : place.offset + place.size]
+            return self._pread(place.offset, size)
+        return self._uncompressed(place.chunk)[place.offset : place.offset + size]
 
     def _pread(self, offset: int, size: int) -> bytes:
         data = os.pread(self._file, size, offset)
