@@ -59,6 +59,7 @@ LAYERS = (
         MODEL_LIBRARIES,
     ),
     Layer(("sim", "sim.*"), (*VALUES, *STREAMS, "sim", "sim.*"), ("numpy", "cv2", "mujoco")),
+    Layer(("token_view",), (*VALUES, *STREAMS, "model.*", "policy", "sim.*"), ("numpy", "cv2")),
     Layer(("check",), (), ("rich",)),
     Layer(("cli",), ("*",), ("rich",)),
     Layer(("ros", "ros.*"), ("*",), ("*",)),

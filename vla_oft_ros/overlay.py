@@ -19,7 +19,7 @@ COLORS: dict[KeptBy, tuple[int, int, int]] = {
 }
 """RGB of each reason; a patch kept for several has their mean."""
 _DARKENED = 0.3
-_FRAME_SHARE = 16
+_FRAME_SHARE = 9
 """A frame is one of so many parts of a patch wide."""
 
 
