@@ -41,7 +41,7 @@ MODEL = [
     "torch>=2.2",
 ]
 # And the assets inside gym-aloha, installed with --no-deps: nothing of its code is used.
-SIM = ["mujoco>=3.2,<3.9"]
+SIM = ["mujoco>=3.8,<3.9"]
 TRAIN = [*MODEL]
 
 # ROS 2 Jazzy as wheels. The bounds matter: without them pip takes the newest ROS 2 distribution.

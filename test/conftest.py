@@ -6,9 +6,9 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from parity_report import parity_rows
 
 GOLDEN_ARCHIVE = Path(__file__).parent / "golden" / "golden.tar.xz"
-parity_rows = pytest.StashKey[list[tuple[str, str, float, float]]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import parity_rows
 from golden_cases import Arrays, Case, Taps, make_variant, read_image
+from parity_report import parity_rows
 
 from vla_oft_ros.config import PreprocessingConfig
 from vla_oft_ros.model import image_ops

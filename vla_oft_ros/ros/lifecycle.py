@@ -65,7 +65,6 @@ def declare_node_config(node: Node, config_class: type) -> object:
     core = logging.getLogger("vla_oft_ros")
     core.setLevel(logging.INFO)
     core.handlers[:] = [ForwardToRos(node)]
-    core.propagate = False
     return config
 
 
