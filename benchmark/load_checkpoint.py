@@ -195,7 +195,7 @@ def measure(directory: Path, device: torch.device) -> dict[str, float]:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    start_s = time.perf_counter()
+    start_s, start_cpu_s = time.perf_counter(), time.process_time()
     checkpoint = load_checkpoint(
         directory,
         device=device,
@@ -204,7 +204,7 @@ def measure(directory: Path, device: torch.device) -> dict[str, float]:
     )
     if device.type == "cuda":
         torch.cuda.synchronize()
-    load_s = time.perf_counter() - start_s
+    load_s, cpu_s = time.perf_counter() - start_s, time.process_time() - start_cpu_s
     done.set()
     watcher.join()
     weights = sum(p.numel() * p.element_size() for p in checkpoint.model.parameters())
@@ -212,6 +212,7 @@ def measure(directory: Path, device: torch.device) -> dict[str, float]:
     return {
         "layers": checkpoint.config.llm.layers,
         "load_s": load_s,
+        "cpu_s": cpu_s,
         "weights_bytes": weights,
         "host_peak_bytes": memory_bytes()["VmHWM"] - before["VmRSS"],
         "host_anonymous_bytes": peak_anonymous - before["RssAnon"],
@@ -266,7 +267,15 @@ def run(directory: Path, device: str) -> list[dict[str, Any]]:
 def show(rows: list[dict[str, Any]], console: Console) -> None:
     """The table, and what 32 layers would need at the same rates."""
     table = Table(title="Loading, bf16")
-    columns = ["cache", "files GB", "weights GB", "load s", "GB/s", "host peak GB", "anonymous GB"]
+    columns = [
+        "cache",
+        "files GB",
+        "weights GB",
+        "load s",
+        "CPU s",
+        "host peak GB",
+        "anonymous GB",
+    ]
     for column in [*columns, "device GB", "(host peak - copy) / largest file"]:
         table.add_column(column, justify="right")
     for row in rows:
@@ -275,7 +284,7 @@ def show(rows: list[dict[str, Any]], console: Console) -> None:
             f"{row['files_bytes'] / GB:.2f}",
             f"{row['weights_bytes'] / GB:.2f}",
             f"{row['load_s']:.1f}",
-            f"{row['files_bytes'] / row['load_s'] / GB:.2f}",
+            f"{row['cpu_s']:.1f}",
             f"{row['host_peak_bytes'] / GB:.2f}",
             f"{row['host_anonymous_bytes'] / GB:.2f}",
             f"{row['device_peak_bytes'] / GB:.2f}",
