@@ -66,11 +66,25 @@ class GripperCalibration:
     made with (aloha_vx300s against vx300s).
     """
 
-    horn_m: float = field(metadata=doc("Length of the servo horn.", unit="m", ge=0.001, le=0.2))
-    arm_m: float = field(metadata=doc("Length of the connecting rod.", unit="m", ge=0.001, le=0.2))
-    position_open_m: float = field(metadata=doc("Finger position that counts as open.", unit="m"))
+    observed_scale: str = field(
+        default="finger",
+        metadata=doc(
+            "What an observation is linear in: the finger position (every ALOHA of Trossen), or "
+            "the servo angle itself, the same as the action (AgileX).",
+            choices=["finger", "servo"],
+        ),
+    )
+    horn_m: float = field(
+        default=0.022, metadata=doc("Length of the servo horn.", unit="m", ge=0.001, le=0.2)
+    )
+    arm_m: float = field(
+        default=0.036, metadata=doc("Length of the connecting rod.", unit="m", ge=0.001, le=0.2)
+    )
+    position_open_m: float = field(
+        default=0.058, metadata=doc("Finger position that counts as open.", unit="m")
+    )
     position_closed_m: float = field(
-        metadata=doc("Finger position that counts as closed.", unit="m")
+        default=0.01844, metadata=doc("Finger position that counts as closed.", unit="m")
     )
     joint_open_rad: float = field(
         metadata=doc("Follower servo angle that counts as open.", unit="rad")
@@ -115,7 +129,9 @@ class GripperCalibration:
         return math.asin(min(max(sine, -1.0), 1.0))  # rounding may pass ±1 at the ends
 
     def observed_opening(self, servo_rad: float) -> float:
-        """Gripper entry of an observation: finger position, 0 closed … 1 open, not clipped."""
+        """Gripper entry of an observation, 0 closed … 1 open, not clipped."""
+        if self.observed_scale == "servo":
+            return self.servo_rad_to_action(servo_rad)
         span = self.position_open_m - self.position_closed_m
         return (self.finger_m(servo_rad) - self.position_closed_m) / span
 
@@ -159,6 +175,21 @@ class RobotProfile:
     leader_joint_state_topics: tuple[str, ...] = field(
         metadata=doc("Joint states of the left and the right leader.")
     )
+    arm_model: str = field(
+        default="vx300s",
+        metadata=doc(
+            "Which arm the followers are; limits and kinematics are those of the vx300s, so "
+            "controller_node moves no other.",
+            choices=["vx300s", "other"],
+        ),
+    )
+    xs_namespaces: tuple[str, ...] = field(
+        default=(),
+        metadata=doc(
+            "Namespaces of the xs_sdk drivers of the left and the right follower; empty "
+            "if there are none."
+        ),
+    )
     joint_names: tuple[str, ...] = field(
         default=(*ARM_JOINTS, "gripper"),
         metadata=doc("Names of the seven joints in a joint_states message."),
@@ -188,14 +219,19 @@ class RobotProfile:
                 raise ConfigError(
                     f"{name}: expected {count} entries; got {len(getattr(self, name))}"
                 )
+        if len(self.xs_namespaces) not in (0, len(ARMS)):
+            raise ConfigError(
+                f"xs_namespaces: expected {len(ARMS)} entries or none; got "
+                f"{len(self.xs_namespaces)}"
+            )
 
     def camera_topic(self, camera: str) -> str:
         """Image topic of a camera."""
         return self.camera_topics[CAMERAS.index(camera)]
 
     def arm_qpos(self, names: Sequence[str], positions: Sequence[float]) -> np.ndarray:
-        """One arm's part of an observation, picked by joint name so that the order of the message
-        does not matter.
+        """One follower's part of an observation, picked by joint name so that the order of the
+        message does not matter.
 
         Args:
             names: Joint names of the message.
@@ -207,6 +243,41 @@ class RobotProfile:
         Raises:
             JointStateError: if a joint is missing, or a value is missing or not finite.
         """
+        joints = self._joints(names, positions)
+        joints[-1] = self.gripper.observed_opening(float(joints[-1]))
+        return joints
+
+    def leader_action(self, names: Sequence[str], positions: Sequence[float]) -> np.ndarray:
+        """One arm's part of an action from its leader, as teleoperation records it.
+
+        Args:
+            names: Joint names of the leader's message.
+            positions: Positions of the same length, rad; the gripper entry is the servo angle.
+
+        Returns:
+            (7,) float64: six joint angles in rad, gripper opening, which may leave 0 … 1.
+
+        Raises:
+            JointStateError: as `arm_qpos`.
+        """
+        joints = self._joints(names, positions)
+        joints[-1] = self.gripper.leader_to_action(float(joints[-1]))
+        return joints
+
+    def arm_command(self, target: np.ndarray) -> np.ndarray:
+        """What the driver of one follower is told.
+
+        Args:
+            target: (7,) six joint targets in rad and a gripper opening.
+
+        Returns:
+            (7,) float64: the same joint targets and the servo angle of the gripper, rad.
+        """
+        command = np.array(target, dtype=np.float64)
+        command[-1] = self.gripper.action_to_servo_rad(float(command[-1]))
+        return command
+
+    def _joints(self, names: Sequence[str], positions: Sequence[float]) -> np.ndarray:
         if len(names) != len(positions):
             raise JointStateError(
                 f"joint_states: expected one position per name; got {len(names)} names and "
@@ -221,18 +292,17 @@ class RobotProfile:
                 f"{', '.join(missing)} missing, got {', '.join(names) or 'none'}. "
                 "Set joint_names of the profile in config/aloha.yaml, or choose another profile"
             )
-        qpos = np.array([positions[place[name]] for name in self.joint_names], dtype=np.float64)
-        if not np.all(np.isfinite(qpos)):
+        joints = np.array([positions[place[name]] for name in self.joint_names], dtype=np.float64)
+        if not np.all(np.isfinite(joints)):
             bad = [
                 name
-                for name, value in zip(self.joint_names, qpos, strict=True)
+                for name, value in zip(self.joint_names, joints, strict=True)
                 if not math.isfinite(value)
             ]
             raise JointStateError(
                 f"joint_states: expected finite positions; {', '.join(bad)} is not"
             )
-        qpos[-1] = self.gripper.observed_opening(float(qpos[-1]))
-        return qpos
+        return joints
 
 
 def load_profile(name: str, path: Path | str = "") -> RobotProfile:

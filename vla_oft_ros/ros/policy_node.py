@@ -18,6 +18,7 @@ from std_srvs.srv import Trigger
 from vla_oft_ros import msg as messages
 from vla_oft_ros.aloha import ACTION_NAMES, load_profile
 from vla_oft_ros.config import ConfigError, PolicyNodeConfig
+from vla_oft_ros.frame_checks import FrameChecks
 from vla_oft_ros.ros.camera_input import CameraInput, Decode
 from vla_oft_ros.ros.conversions import ImageError, chunk_to_msg, image_decoder, retained_to_msg
 from vla_oft_ros.ros.diagnostics import OK, WARN, Diagnostics, RollingTimes
@@ -49,7 +50,7 @@ class PolicyNode(ManagedNode):
         self._clock_ns = 0
         self._parts: list[CameraInput | FollowerStates | Diagnostics] = []
         self._handles: list[tuple] = []
-        self._timers: list = []
+        self._beats: list = []
         on_live_change(self, PolicyNodeConfig, lambda _, value: self._set_instruction(value))
 
     def _setup(self) -> None:
@@ -60,7 +61,9 @@ class PolicyNode(ManagedNode):
         config = self.config
         profile = load_profile(config.profile, config.profiles_path)
         try:
-            self._policy = load_policy(config.policy, control_rate_hz=config.control_rate_hz)
+            self._policy = load_policy(
+                config.policy, control_rate_hz=config.control_rate_hz, profile=profile
+            )
         except ValueError as error:
             raise ConfigError(
                 f"{error}\nChange the section policy of policy.yaml; the checkpoint can also be "
@@ -72,6 +75,8 @@ class PolicyNode(ManagedNode):
                 f"{len(ACTION_NAMES)} joints; it has {self._policy.action_dim}"
             )
         self._builder = ObservationBuilder(self._policy.cameras, config.sync)
+        self._frame_checks = FrameChecks(config.sync)
+        self._blind: list[str] = []
         self._times = RollingTimes()
         self._chunks = 0
         self._dt_ns = round(1e9 / config.control_rate_hz)
@@ -127,15 +132,15 @@ class PolicyNode(ManagedNode):
 
     def _start(self) -> None:
         self._begin_episode()
-        self._timers = [
+        self._beats = [
             self.create_timer(1.0 / self.config.control_rate_hz, self._tick),
             self.create_timer(_DIAGNOSTICS_PERIOD_S, self._publish_diagnostics),
         ]
 
     def _stop(self) -> None:
-        for timer in self._timers:
+        for timer in self._beats:
             self.destroy_timer(timer)
-        self._timers = []
+        self._beats = []
         self._begin_episode()
 
     def _begin_episode(self) -> None:
@@ -173,6 +178,7 @@ class PolicyNode(ManagedNode):
             response.success, response.message = False, "not configured"
             return response
         self._builder.clear()
+        self._frame_checks.clear()
         self._begin_episode()
         response.success = True
         return response
@@ -181,6 +187,7 @@ class PolicyNode(ManagedNode):
         now_ns = self.now_ns()
         if now_ns < self._clock_ns:  # simulated time began anew
             self._builder.clear()
+            self._frame_checks.clear()
             self._begin_episode()
         self._clock_ns = now_ns
         busy = self._inference is not None and not self._inference.done()
@@ -188,6 +195,9 @@ class PolicyNode(ManagedNode):
             return
         try:
             observation = self._builder.build(now_ns, self._instruction)
+            self._blind = self._frame_checks.problems(observation)
+            if self._blind:
+                raise ObservationNotReady(self._blind)
         except (ObservationNotReady, ImageError) as error:
             self.get_logger().warning(
                 f"no observation: {error}", throttle_duration_sec=_COMPLAIN_EVERY_S
@@ -232,7 +242,7 @@ class PolicyNode(ManagedNode):
 
     def _publish_diagnostics(self) -> None:
         now_ns = self.now_ns()
-        problems = self._builder.problems(now_ns)
+        problems = self._builder.problems(now_ns) + self._blind
         parts = {
             "inference": (
                 OK if self._instruction else WARN,

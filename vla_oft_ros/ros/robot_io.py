@@ -1,17 +1,16 @@
-"""The robot as JointState topics: both followers in, 14 joint targets out. Any robot that speaks
-JointState fits.
+"""The robot as JointState topics: followers and leaders in, 14 joint targets out. Any robot that
+speaks JointState fits.
 
 Has a node, is none: the owner decides its lifetime with `setup` and `teardown`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
 from rclpy.node import Node
-from rclpy.publisher import Publisher
 from rclpy.qos import qos_profile_sensor_data
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import JointState
@@ -22,26 +21,34 @@ from vla_oft_ros.ros.conversions import joint_state_to_msg, stamp_from_msg
 _COMPLAIN_EVERY_S = 5.0
 
 
-class FollowerStates:
-    """Joint states of both followers as (7,) vectors.
+class ArmStates:
+    """Joint states of two arms as (7,) vectors.
 
     Args:
         node: Node to subscribe on.
-        profile: Topic and joint names, gripper constants.
-        on_joints: Called with arm, stamp in ns and the (7,) state (rad, gripper 0 … 1).
+        topics: Of the left and the right arm.
+        convert: Joint names and positions of a message to (7,); raises JointStateError.
+        on_joints: Called with arm, stamp in ns and the (7,) vector (rad, gripper 0 … 1).
     """
 
     def __init__(
-        self, node: Node, profile: RobotProfile, on_joints: Callable[[str, int, np.ndarray], None]
+        self,
+        node: Node,
+        topics: Sequence[str],
+        convert: Callable[[Sequence[str], Sequence[float]], np.ndarray],
+        on_joints: Callable[[str, int, np.ndarray], None],
     ) -> None:
-        self._node, self._profile, self._on_joints = node, profile, on_joints
+        self._node, self._topics, self._convert = node, topics, convert
+        self._on_joints = on_joints
         self._subscriptions: list[Subscription] = []
         self.refused = 0
         """Messages that could not be used so far."""
+        self.problem = ""
+        """Why the last one of them could not be used."""
 
     def setup(self) -> None:
         """Subscribes."""
-        for arm, topic in zip(ARMS, self._profile.follower_joint_state_topics, strict=True):
+        for arm, topic in zip(ARMS, self._topics, strict=True):
             self._subscriptions.append(
                 self._node.create_subscription(
                     JointState, topic, partial(self._receive, arm, topic), qos_profile_sensor_data
@@ -56,19 +63,54 @@ class FollowerStates:
 
     def _receive(self, arm: str, topic: str, message: JointState) -> None:
         try:
-            qpos = self._profile.arm_qpos(message.name, message.position)
+            joints = self._convert(message.name, message.position)
         except JointStateError as error:
             self.refused += 1
-            self._node.get_logger().error(
-                f"{topic}: {error}", throttle_duration_sec=_COMPLAIN_EVERY_S
-            )
+            self.problem = f"{topic}: {error}"
+            self._node.get_logger().error(self.problem, throttle_duration_sec=_COMPLAIN_EVERY_S)
             return
-        self._on_joints(arm, stamp_from_msg(message.header.stamp), qpos)
+        self._on_joints(arm, stamp_from_msg(message.header.stamp), joints)
 
 
-def make_target_publisher(node: Node, topic: str) -> Publisher:
-    """Publisher of joint targets; a lifecycle publisher on a managed node."""
-    return node.create_lifecycle_publisher(JointState, topic, 10)
+class FollowerStates(ArmStates):
+    """Joint states of both followers: the robot's part of an observation."""
+
+    def __init__(
+        self, node: Node, profile: RobotProfile, on_joints: Callable[[str, int, np.ndarray], None]
+    ) -> None:
+        topics = profile.follower_joint_state_topics
+        super().__init__(node, topics, profile.arm_qpos, on_joints)
+
+
+class LeaderStates(ArmStates):
+    """Joint states of both leaders: what the teleoperator does, as an action."""
+
+    def __init__(
+        self, node: Node, profile: RobotProfile, on_joints: Callable[[str, int, np.ndarray], None]
+    ) -> None:
+        topics = profile.leader_joint_state_topics
+        super().__init__(node, topics, profile.leader_action, on_joints)
+
+
+class JointStateRobot:
+    """A robot that takes all 14 targets from one JointState topic.
+
+    Args:
+        node: Managed node to publish on.
+        topic: Where the targets go.
+    """
+
+    def __init__(self, node: Node, topic: str) -> None:
+        self._node = node
+        self._publisher = node.create_lifecycle_publisher(JointState, topic, 10)
+
+    def publish(self, target: np.ndarray, stamp_ns: int) -> None:
+        """Tells the robot its (14,) joint targets (rad, gripper 0 … 1)."""
+        self._publisher.publish(targets_to_msg(target, stamp_ns))
+
+    def teardown(self) -> None:
+        """Removes the publisher."""
+        self._node.destroy_lifecycle_publisher(self._publisher)
 
 
 def targets_to_msg(targets: np.ndarray, stamp_ns: int) -> JointState:
