@@ -19,7 +19,7 @@ from vla_oft_ros.config import PruningConfig
 from vla_oft_ros.model.llm import LlamaConfig, LlamaModel
 from vla_oft_ros.model.pruner import PruningState, ReplayPruner, SpecPruner, StagedPruner
 from vla_oft_ros.model.pruning_plan import PruningPlan, llm_flops, scoring_flops
-from vla_oft_ros.model.pruning_rivals import RankPruner
+from vla_oft_ros.model.pruning_rivals import RankPruner, diversity_order
 from vla_oft_ros.model.tokens import TokenLayout
 from vla_oft_ros.types import KeptBy, MotionMode
 
@@ -342,10 +342,11 @@ def test_tokens_per_layer_and_flops_equal_the_closed_form(changes: dict[str, obj
 def test_a_diffusion_pass_after_another_starts_afresh() -> None:
     pruner = pruned()
     first, _ = run(pruner)
-    sets = index_sets(pruner)
+    sets, state = index_sets(pruner), pruner.state
     second, _ = run(pruner)
     assert torch.equal(first, second)
     assert index_sets(pruner) == sets
+    assert torch.equal(pruner.state.global_patches, state.global_patches)
 
 
 def test_a_replayed_record_gives_the_same_pass_bit_for_bit() -> None:
@@ -401,6 +402,23 @@ def test_fastv_keeps_what_receives_most_attention_in_layer_2() -> None:
     run(pruner)
     received = naive_pass({}).attention[1].mean(dim=(0, 1))[LAYOUT.vision]
     order = received.argsort(descending=True).tolist()
+    for stage in pruner.stages:
+        assert stage.patches.tolist() == sorted(order[: len(stage.patches)])
+
+
+def test_divprune_keeps_what_it_picked_first_to_the_end() -> None:
+    pruner = rival("divprune")
+    features: list[Tensor] = []
+    hook = (
+        model()
+        .layers[1]
+        .register_forward_hook(
+            lambda _, __, output: features.append(output.hidden[0, LAYOUT.vision])
+        )
+    )
+    run(pruner)
+    hook.remove()
+    order = diversity_order(features[0], 60).tolist()
     for stage in pruner.stages:
         assert stage.patches.tolist() == sorted(order[: len(stage.patches)])
 

@@ -41,6 +41,7 @@ def test_sights_come_every_stride_with_references_of_about_ten_ticks_ago(
         if len(sights) == 8:
             break
     tick_ns = world.control_period_ns
+    assert sights[0].observation.stamp_ns == tick_ns
     gaps = np.diff([sight.observation.stamp_ns for sight in sights])
     assert set(gaps.tolist()) == {5 * tick_ns}
     first, last = sights[0].observation, sights[-1].observation
