@@ -83,7 +83,7 @@ def test_head_reads_the_slots_of_one_time_step_side_by_side() -> None:
     head = RegressionHead(llm_width=4, hidden=8, action_dim=3, blocks=2)
     hidden = torch.randn(1, 5 * 3, 4)
     before = head(hidden)
-    hidden[:, 7] += 1.0  # second slot of the third time step
+    hidden[:, 8] += 1.0  # last slot of the third time step
     changed = (head(hidden) - before).abs().amax(dim=(0, 2)) > 1e-7
     assert before.shape == (1, 5, 3)
     assert changed.tolist() == [False, False, True, False, False]

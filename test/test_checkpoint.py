@@ -15,10 +15,11 @@ from safetensors.torch import load_file, save_file
 
 from vla_oft_ros.config import PreprocessingConfig
 from vla_oft_ros.model.action_head import HeadKind
-from vla_oft_ros.model.checkpoint import Checkpoint, load_checkpoint, merge_lora
+from vla_oft_ros.model.checkpoint import Checkpoint, load_checkpoint
 from vla_oft_ros.model.checkpoint_files import part_key, part_parameter
 from vla_oft_ros.model.checkpoint_record import CheckpointRecord
 from vla_oft_ros.model.checkpoint_save import save_checkpoint
+from vla_oft_ros.model.checkpoint_stream import merge_lora
 from vla_oft_ros.model.self_test import fingerprint, run_self_tests
 from vla_oft_ros.model.small_checkpoint import SmallSize, make_random_checkpoint
 from vla_oft_ros.normalization import Bounds

@@ -19,8 +19,7 @@ from golden_cases import Case, make_variant
 from test_reference_parity import FORWARD, TRAINING, run_training
 from torch import Tensor
 
-from vla_oft_ros.model import checkpoint as checkpoint_module
-from vla_oft_ros.model import vision, vla
+from vla_oft_ros.model import checkpoint_stream, vision, vla
 from vla_oft_ros.model.film import Modulation, modulate
 from vla_oft_ros.model.llm import RMSNorm, causal_mask
 from vla_oft_ros.model.tokens import TokenLayout
@@ -65,16 +64,16 @@ def film_average_without_stop(case: Case, patch: Patch) -> None:
 
 
 def lora_scale_one(case: Case, patch: Patch) -> None:
-    patch.setattr(checkpoint_module, "MAX_LORA_ALPHA", 10**9)
+    patch.setattr(checkpoint_stream, "MAX_LORA_ALPHA", 10**9)
 
 
 def patch_embed_lora_forgotten(case: Case, patch: Patch) -> None:
-    original = checkpoint_module.merge_lora
+    original = checkpoint_stream.merge_lora
 
     def merge(base: Tensor, a: Tensor, b: Tensor, alpha: float | None) -> Tensor:
         return base.float() if base.ndim == 4 else original(base, a, b, alpha)
 
-    patch.setattr(checkpoint_module, "merge_lora", merge)
+    patch.setattr(checkpoint_stream, "merge_lora", merge)
 
 
 def exact_imagenet_statistics(case: Case, patch: Patch) -> None:

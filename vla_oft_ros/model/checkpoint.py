@@ -16,12 +16,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from vla_oft_ros.config import PreprocessingConfig
 from vla_oft_ros.model.action_head import HeadKind
 from vla_oft_ros.model.checkpoint_files import (
-    ADAPTER_CONFIG_FILE,
     CONFIG_FILE,
     PREPROCESSOR_FILE,
     TOKENIZER_FILE,
@@ -29,7 +27,6 @@ from vla_oft_ros.model.checkpoint_files import (
     TensorEntry,
     find_parts,
     find_shards,
-    iterate_tensors,
     list_entries,
     read_json,
 )
@@ -40,6 +37,7 @@ from vla_oft_ros.model.checkpoint_record import (
     CheckpointRecord,
 )
 from vla_oft_ros.model.checkpoint_sizes import read_model_config
+from vla_oft_ros.model.checkpoint_stream import read_lora_alpha, stream_tensors
 from vla_oft_ros.model.inputs import ImagePipeline, PromptTokenizer
 from vla_oft_ros.model.vla import ModelConfig, OpenVLAOFT
 from vla_oft_ros.normalization import (
@@ -52,11 +50,7 @@ from vla_oft_ros.normalization import (
 
 logger = logging.getLogger(__name__)
 
-MAX_LORA_ALPHA = 16
-"""alpha = min(rank, 16) in OFT's fine-tuning (openvla-oft `finetune.py`)."""
 TOWERS = 2
-MERGED_ROWS = 256
-"""Rows of a weight into which LoRA is merged at once."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -130,7 +124,18 @@ def load_checkpoint(
         model = OpenVLAOFT(plan.config)
     stream_tensors(model, plan.entries, device, dtype, plan.lora_alpha)
     model.eval().requires_grad_(False)
-    logger.info("loaded %s (%s, %s) from %s", plan.dataset, dtype, device, directory)
+    config = plan.config
+    logger.info(
+        "loaded %s: %s head, %d actions of %d numbers, proprio %d, FiLM %s, %s on %s",
+        directory,
+        config.head.value,
+        config.chunk_len,
+        config.action_dim,
+        config.proprio_dim,
+        "on" if config.film else "off",
+        dtype,
+        device,
+    )
     return Checkpoint(
         directory=directory,
         model=model,
@@ -295,19 +300,6 @@ def _read_tokenizer(directory: Path, problems: list[str]) -> PromptTokenizer | N
         return None
 
 
-def read_lora_alpha(
-    directory: Path, entries: Mapping[str, TensorEntry], problems: list[str]
-) -> float | None:
-    """lora_alpha of adapter_config.json where it is there and live LoRA needs it; None means
-    min(r, 16).
-    """
-    path = directory / ADAPTER_CONFIG_FILE
-    if not path.is_file() or not any(entry.lora_a for entry in entries.values()):
-        return None
-    alpha = read_json(path, problems).get("lora_alpha")
-    return float(alpha) if isinstance(alpha, (int, float)) else None
-
-
 def read_image_pipeline(
     directory: Path,
     config: ModelConfig | None,
@@ -356,91 +348,3 @@ def _compare(
         elif shapes[name] != shape:
             problems.append(f"{name}: expected shape {shape}; got {shapes[name]}")
     problems += [f"{name}: unexpected tensor" for name in shapes if name not in needed]
-
-
-def stream_tensors(
-    model: OpenVLAOFT,
-    entries: Mapping[str, TensorEntry],
-    device: torch.device,
-    dtype: torch.dtype,
-    lora_alpha: float | None,
-) -> None:
-    """Fills the parameters of a model that files offer, file by file; LoRA is merged on the way.
-
-    Args:
-        model: Its parameters are replaced.
-        entries: From `list_entries`.
-        device: Where they go.
-        dtype: Their format there.
-        lora_alpha: From `read_lora_alpha`.
-    """
-    by_file: dict[Path, list[TensorEntry]] = {}
-    for entry in entries.values():
-        by_file.setdefault(entry.path, []).append(entry)
-    for path, of_file in by_file.items():
-        _stream_file(model, path, of_file, lora_alpha, device, dtype)
-
-
-def _stream_file(
-    model: OpenVLAOFT,
-    path: Path,
-    entries: list[TensorEntry],
-    lora_alpha: float | None,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> None:
-    """Fills the parameters that one file holds. A function of its own, so that the file is let go
-    after.
-    """
-    by_key = {entry.key: entry for entry in entries}
-    lora_keys = {key for entry in entries for key in (entry.lora_a, entry.lora_b) if key}
-    lora: dict[str, Tensor] = {}
-    waiting: list[tuple[TensorEntry, Tensor]] = []
-    for key, tensor in iterate_tensors(path):
-        if key in lora_keys:
-            lora[key] = tensor.to(device)
-        elif key in by_key and by_key[key].lora_a:
-            waiting.append((by_key[key], tensor))  # mapped from disk, not yet in memory
-        elif key in by_key:
-            _assign(model, by_key[key], _moved(tensor, device, dtype))
-    for entry, base in waiting:
-        merged = torch.empty(base.shape, dtype=dtype, device=device)
-        a, b = lora[entry.lora_a], lora[entry.lora_b]
-        # A few rows at a time: whole float32 copies of large weights would fragment the host's
-        # heap.
-        for rows in torch.arange(len(base)).split(MERGED_ROWS):
-            part = slice(int(rows[0]), int(rows[-1]) + 1)
-            merged[part] = merge_lora(base[part].to(device), a, b[part], lora_alpha)
-        _assign(model, entry, merged)
-
-
-def _moved(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """A copy on the device: never a view of the file, which may vanish or change under a running
-    policy.
-    """
-    return tensor.to(device=device, dtype=dtype, copy=True)
-
-
-def _assign(model: nn.Module, entry: TensorEntry, value: Tensor) -> None:
-    module_name, _, leaf = entry.name.rpartition(".")
-    model.get_submodule(module_name).register_parameter(
-        leaf, nn.Parameter(value.contiguous(), requires_grad=False)
-    )
-
-
-def merge_lora(base: Tensor, a: Tensor, b: Tensor, alpha: float | None = None) -> Tensor:
-    """Folds a LoRA into its base weight: W + (alpha / r)·B·A, in float32.
-
-    Args:
-        base: (out, in) linear or (out, in, h, w) convolution.
-        a: (r, in) or (r, in, h, w).
-        b: (out, r) or (out, r, 1, 1).
-        alpha: None for OFT's min(r, 16).
-
-    Returns:
-        float32, shape of `base`.
-    """
-    rank = a.shape[0]
-    scale = (min(rank, MAX_LORA_ALPHA) if alpha is None else alpha) / rank
-    delta = b.float().reshape(-1, rank) @ a.float().reshape(rank, -1)  # (out, in·h·w)
-    return base.float() + scale * delta.reshape(base.shape)
