@@ -267,6 +267,28 @@ def test_a_limited_target_reaches_a_fixed_one_without_overshoot(target, start):
     assert position[0] == pytest.approx(target, abs=1e-9)
 
 
+@pytest.mark.parametrize("direction", [-1.0, 1.0])
+def test_a_target_that_leaves_a_limit_at_speed_brakes_no_harder_than_elsewhere(direction):
+    position, step = np.array([1.5 * direction]), np.array([3.5 * BRAKE_RAD * direction])
+    steps = [step]
+    for _ in range(8):  # the limit is 1 since a moment ago
+        steps.append(
+            limited_step(
+                position,
+                steps[-1],
+                np.array([0.0]),
+                np.array([0.0]),
+                lower=np.array([-1.0]),
+                upper=np.array([1.0]),
+                largest=np.array([STEP_RAD]),
+                brake=np.array([BRAKE_RAD]),
+            )
+        )
+        position = position + steps[-1]
+    assert np.abs(np.diff(np.array(steps), axis=0)).max() <= BRAKE_RAD + 1e-12
+    assert steps[-1] * direction < 0.0  # it is on its way back
+
+
 @pytest.mark.parametrize("speed_rad_s", [0.3, 1.0, 1.4])
 def test_a_gap_to_a_moving_target_is_closed_for_good(speed_rad_s):
     position, step = np.array([0.0]), np.array([0.0])
@@ -738,6 +760,7 @@ def test_short_and_long_ways_keep_the_parking_limits_and_end_exactly(way):
     generator = np.random.default_rng(round(1000 * way))
     first = start_pose(0.3)
     pose = first + way * generator.uniform(-1.0, 1.0, ACTION_DIM)
+    first[GRIPPERS[0]], pose[GRIPPERS[0]] = 0.15, 0.46  # a + (b - a) is not b in floats
     plan = plan_parking(first, [pose], LIMITS, DT_NS)
     np.testing.assert_array_equal(plan[-1], pose)
     path = np.concatenate([first[None], plan])
@@ -748,18 +771,19 @@ def test_short_and_long_ways_keep_the_parking_limits_and_end_exactly(way):
     assert np.abs(acceleration).max() <= LIMITS.parking_acceleration_rad_s2 + TOLERANCE
 
 
-def test_parking_may_begin_and_end_in_full_motion():
+@pytest.mark.parametrize(("joint", "beyond"), [(1, 1.9), (2, 1.63)])
+def test_parking_may_begin_and_end_in_full_motion(joint, beyond):
     robot = Robot(ease_in_s=0.0)
     robot.run(moved(0, 1.5), 8)  # at full speed
     robot.gate.set_parking(True)
-    while robot.pose[1] > -1.9:  # until an arm is outside its limits, and moves
+    while abs(robot.pose[joint]) < beyond:  # until it is outside its limits, and moves
         robot.check(SLEEP)
-    assert robot.told[-2][1] - robot.pose[1] > BRAKE_RAD / 2
+    assert abs(robot.told[-2][joint] - robot.pose[joint]) > BRAKE_RAD / 2
     robot.gate.set_parking(False)
     robot.run(SLEEP, 30)
     steps = np.diff(np.array(robot.told)[:, ARM], axis=0)
     assert np.abs(np.diff(steps, axis=0)).max() <= BRAKE_RAD + TOLERANCE
-    assert robot.pose[1] > -2.05
+    assert np.abs(np.array(robot.told)[:, joint]).max() < abs(SLEEP[joint])
 
 
 def test_an_unknown_pose_is_refused():
