@@ -73,9 +73,12 @@ def test_same_observation_gives_the_same_actions(policy: Policy, observation: Ob
 
 def test_instruction_in_between_leaves_no_trace(policy: Policy, observation: Observation) -> None:
     first = policy.infer(observation).actions
-    other = policy.infer(replace(observation, instruction="fold the shirt")).actions
+    folding = replace(observation, instruction="fold the shirt")
+    other = policy.infer(folding).actions
     assert not np.array_equal(other, first)
     np.testing.assert_array_equal(policy.infer(observation).actions, first)
+    policy.reset()
+    np.testing.assert_array_equal(policy.infer(folding).actions, other)
 
 
 def test_order_of_the_images_does_not_matter_their_names_do(

@@ -79,9 +79,8 @@ def small_tokenizer() -> dict[str, Any]:
     for word in (*TEMPLATE_IDS, *(SPACE + word for word in WORDS)):
         for end in range(2, len(word) + 1):
             vocab.setdefault(word[:end], next(free))
+            # A prefix and one character: no two merges compete, so their order does not matter.
             merges[(word[: end - 1], word[end - 1])] = None
-    # Shorter prefixes first, so that a word is always built from its left end.
-    ordered = sorted(merges, key=lambda merge: len(merge[0]))
     special = {0: "<unk>", BOS_ID: "<s>", STOP_ID: "</s>", PAD_ID: "<PAD>"}
     return {
         "version": "1.0",
@@ -140,7 +139,7 @@ def small_tokenizer() -> dict[str, Any]:
             "byte_fallback": True,
             "ignore_merges": False,
             "vocab": vocab,
-            "merges": [list(merge) for merge in ordered],
+            "merges": [list(merge) for merge in merges],
         },
     }
 
