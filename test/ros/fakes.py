@@ -59,8 +59,8 @@ class FakePolicy:
                     stamp_ns=observation.image_stamps_ns[camera],
                     grid=(16, 16),
                     layer=2,
-                    patch_indices=np.arange(number, 256, 2, dtype=np.int32),
-                    kept_by=np.full(len(range(number, 256, 2)), KeptBy.LOCAL, dtype=np.uint8),
+                    patch_indices=np.arange(number % 2, 256, 2, dtype=np.int32),
+                    kept_by=np.full(128, KeptBy.LOCAL, dtype=np.uint8),
                 )
                 for number, camera in enumerate(self.cameras)
             ),
@@ -93,9 +93,10 @@ class FakeRobot:
         }
         node.create_timer(self.REAL_STEP_S, self.step, clock=RealClock())
 
-    def image(self, camera: str) -> np.ndarray:
-        """(6, 8, 3) uint8: every camera has its own grey."""
-        return np.full((6, 8, 3), 10 * (1 + CAMERAS.index(camera)), dtype=np.uint8)
+    def image(self, camera: str, stamp_ns: int) -> np.ndarray:
+        """(6, 8, 3) uint8: noise, another one for every camera and instant."""
+        generator = np.random.default_rng([CAMERAS.index(camera), stamp_ns])
+        return generator.integers(0, 256, (6, 8, 3), dtype=np.uint8)
 
     def step(self) -> None:
         self.stamp_ns += self.STEP_NS
@@ -106,5 +107,6 @@ class FakeRobot:
                 )
         for camera, publisher in self._cameras.items():
             if camera not in self.silent:
-                publisher.publish(image_to_msg(self.image(camera), self.stamp_ns, camera))
+                image = self.image(camera, self.stamp_ns)
+                publisher.publish(image_to_msg(image, self.stamp_ns, camera))
         self._clock.publish(Clock(clock=stamp_to_msg(self.stamp_ns)))
