@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from vla_oft_ros.action_aware import MotionScale
 from vla_oft_ros.aloha import RobotProfile
 from vla_oft_ros.config import ConfigError, PolicyConfig, PruningConfig
 from vla_oft_ros.model.action_head import HeadKind
@@ -93,6 +94,27 @@ class Policy:
     def profile(self) -> str:
         """Robot profile that the checkpoint was trained for; empty if it does not say."""
         return self.checkpoint.record.profile or ""
+
+    @property
+    def motion_scale(self) -> MotionScale:
+        """What counts as a fast step in the checkpoint's data set; the default if it does not say.
+
+        Raises:
+            ConfigError: if it says something that is no such scale.
+        """
+        told = self.checkpoint.statistics.get("motion_per_step")
+        if not told:
+            return MotionScale()
+        try:
+            return MotionScale(
+                translation_m=float(told["translation_m"]),
+                rotation_rad=float(told["rotation_rad"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(
+                f"dataset_statistics.json, {self.checkpoint.dataset}, motion_per_step: expected "
+                f"positive numbers translation_m and rotation_rad; got {told!r}"
+            ) from error
 
     @property
     def patch_grid(self) -> tuple[int, int]:
@@ -216,9 +238,8 @@ class Policy:
             return None
         if proprio.shape != (stats.dim,) or not np.all(np.isfinite(proprio)):
             raise ValueError(
-                f"Observation: expected {stats.dim} finite proprio numbers, as the checkpoint was "
-                "trained; "
-                f"got shape {proprio.shape} {np.array2string(proprio, precision=3)}"
+                f"Observation: expected {stats.dim} finite proprio numbers, as the checkpoint "
+                f"was trained; got shape {proprio.shape} {np.array2string(proprio, precision=3)}"
             )
         return torch.from_numpy(normalize(proprio, stats).astype(np.float32))[None]
 
@@ -240,8 +261,7 @@ def _image(images: Mapping[str, np.ndarray], camera: str) -> np.ndarray:
     if camera not in images:
         raise ValueError(
             f"Observation: expected an image of {camera}; got {', '.join(images) or 'none'}. The "
-            "checkpoint's "
-            "cameras can be renamed with the parameter 'cameras'"
+            "checkpoint's cameras can be renamed with the parameter 'cameras'"
         )
     return images[camera]
 

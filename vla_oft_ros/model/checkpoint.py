@@ -62,6 +62,7 @@ class Checkpoint:
         model: The network, in evaluation mode, gradients off.
         record: What shapes do not tell, completed.
         dataset: Data set whose statistics apply.
+        statistics: All that dataset_statistics.json says of it.
         action_stats: Bounds of the actions.
         proprio_stats: Bounds of the proprio vector; None without a proprio projector.
         images: Image preparation.
@@ -72,6 +73,7 @@ class Checkpoint:
     model: OpenVLAOFT
     record: CheckpointRecord
     dataset: str
+    statistics: Mapping[str, Any]
     action_stats: NormStats
     proprio_stats: NormStats | None
     images: ImagePipeline
@@ -91,6 +93,7 @@ class _Plan:
     config: ModelConfig
     record: CheckpointRecord
     dataset: str
+    statistics: Mapping[str, Any]
     action_stats: NormStats
     proprio_stats: NormStats | None
     images: ImagePipeline
@@ -141,6 +144,7 @@ def load_checkpoint(
         model=model,
         record=plan.record,
         dataset=plan.dataset,
+        statistics=plan.statistics,
         action_stats=plan.action_stats,
         proprio_stats=plan.proprio_stats,
         images=plan.images,
@@ -186,8 +190,7 @@ def plan_checkpoint(directory: Path, unnorm_key: str, override: CheckpointRecord
         if proprio_stats is not None and proprio_stats.dim != model_config.proprio_dim:
             problems.append(
                 f"{STATISTICS_FILE}: {dataset}: expected {model_config.proprio_dim} proprio "
-                "dimensions, as the "
-                f"proprio_projector has; got {proprio_stats.dim}"
+                f"dimensions, as the proprio_projector has; got {proprio_stats.dim}"
             )
     images = read_image_pipeline(directory, model_config, record, problems)
     if problems or not (model_config and action_stats and images and tokenizer):
@@ -197,6 +200,7 @@ def plan_checkpoint(directory: Path, unnorm_key: str, override: CheckpointRecord
         config=model_config,
         record=record,
         dataset=dataset,
+        statistics=statistics,
         action_stats=action_stats,
         proprio_stats=proprio_stats,
         images=images,
@@ -325,8 +329,7 @@ def read_image_pipeline(
     if mean.shape != (TOWERS, 3) or std.shape != (TOWERS, 3) or not np.all(std > 0):
         problems.append(
             f"{path.name}: expected three means and three positive deviations for each of "
-            f"{TOWERS} towers; "
-            f"got shapes {mean.shape} and {std.shape}"
+            f"{TOWERS} towers; got shapes {mean.shape} and {std.shape}"
         )
         return None
     if config is None or record.preprocessing is None:

@@ -155,8 +155,7 @@ def read_tower_config(
     if heads is None:
         problems.append(
             f"config.json: the attention heads of {prefix} (width {width}) cannot be read from "
-            "shapes; "
-            f'add "{SECTION}": {{"vision_heads": [DINOv2, SigLIP]}}'
+            f'shapes; add "{SECTION}": {{"vision_heads": [DINOv2, SigLIP]}}'
         )
         return None
     if heads < 1 or width % heads:
@@ -221,8 +220,8 @@ def read_model_config(
             if llm is not None and (head_dim, head_inputs) != (action_dim, action_dim * llm.width):
                 problems.append(
                     f"action_head: expected {action_dim}·{llm.width} inputs and {action_dim} "
-                    "outputs, as the "
-                    f"statistics have {action_dim} dimensions; got {head_inputs} and {head_dim}"
+                    f"outputs, as the statistics have {action_dim} dimensions; got {head_inputs} "
+                    f"and {head_dim}"
                 )
         if any(name.startswith("proprio_projector.") for name in shapes):
             _, proprio_dim = shape("proprio_projector.fc1.weight", 2)
@@ -233,14 +232,13 @@ def read_model_config(
     if (dino.grid, dino.patch_px) != (siglip.grid, siglip.patch_px):
         problems.append(
             f"vision towers: expected one patch grid; got {dino.grid}x{dino.grid} of "
-            f"{dino.patch_px} px "
-            f"and {siglip.grid}x{siglip.grid} of {siglip.patch_px} px"
+            f"{dino.patch_px} px and {siglip.grid}x{siglip.grid} of {siglip.patch_px} px"
         )
     if not record.chunk_len or not record.cameras:
         problems.append(
             f"config.json: chunk length and cameras are neither official ({action_dim} action "
-            "dimensions) nor "
-            f'recorded; add "{SECTION}": {{"chunk_len": K, "cameras": [names in order]}}'
+            f'dimensions) nor recorded; add "{SECTION}": {{"chunk_len": K, "cameras": [names in '
+            "order]}"
         )
         return None
     padding = int(_positive(config, "pad_to_multiple_of", VOCAB_PADDING, problems))

@@ -70,9 +70,7 @@ def _stream_file(
     device: torch.device,
     dtype: torch.dtype,
 ) -> None:
-    """Fills the parameters that one file holds. A function of its own, so that the file is let go
-    after.
-    """
+    """Fills the parameters that one file holds; lets go of the file when it returns."""
     by_key = {entry.key: entry for entry in entries}
     lora_keys = {key for entry in entries for key in (entry.lora_a, entry.lora_b) if key}
     lora: dict[str, Tensor] = {}
@@ -87,8 +85,7 @@ def _stream_file(
     for entry, base in waiting:
         merged = torch.empty(base.shape, dtype=dtype, device=device)
         a, b = lora[entry.lora_a], lora[entry.lora_b]
-        # A few rows at a time: whole float32 copies of large weights would fragment the host's
-        # heap.
+        # Some rows at a time: float32 copies of whole weights would fragment the host's heap.
         for start in range(0, len(base), MERGED_ROWS):
             rows = slice(start, start + MERGED_ROWS)
             merged[rows] = merge_lora(base[rows].to(device), a, b[rows], lora_alpha)
@@ -96,9 +93,7 @@ def _stream_file(
 
 
 def _moved(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """A copy on the device: never a view of the file, which may vanish or change under a running
-    policy.
-    """
+    """A copy on the device, never a view of the file: that may change under a running policy."""
     return tensor.to(device=device, dtype=dtype, copy=True)
 
 

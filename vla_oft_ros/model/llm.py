@@ -305,7 +305,5 @@ class Llama(nn.Module):
 
 
 def causal_mask(queries: int, keys: int, device: torch.device) -> Tensor:
-    """(queries, keys) bool: each of the last `queries` tokens sees itself and everything before
-    it.
-    """
+    """(queries, keys) bool: each of the last `queries` tokens sees itself and what came before."""
     return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)

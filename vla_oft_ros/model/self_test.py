@@ -217,10 +217,9 @@ def _statistics(subject: _Subject) -> str:
         i = int(outside[0])
         kind = "a gripper, 0 … 1" if i in GRIPPERS else "a joint in rad"
         raise _Failed(
-            f"statistics of {checkpoint.dataset!r} do not fit the robot: dimension {i} is {kind}, "
-            "but runs from "
-            f"{stats.lower[i]:.3g} to {stats.upper[i]:.3g}; expected within {lower[i]:.3g} … "
-            f"{upper[i]:.3g}"
+            f"statistics of {checkpoint.dataset!r} do not fit the robot: dimension {i} is "
+            f"{kind}, but runs from {stats.lower[i]:.3g} to {stats.upper[i]:.3g}; expected "
+            f"within {lower[i]:.3g} … {upper[i]:.3g}"
         )
     trained = _trained_profile(checkpoint.record.profile)
     if profile is not None and trained is not None:
@@ -228,8 +227,7 @@ def _statistics(subject: _Subject) -> str:
             if getattr(profile, name) != getattr(trained, name):
                 raise _Failed(
                     f"trained with profile {trained.name!r}, runs on {profile.name!r}: {name} "
-                    "differs, "
-                    f"{getattr(trained, name)} and {getattr(profile, name)}"
+                    f"differs, {getattr(trained, name)} and {getattr(profile, name)}"
                 )
     return f"{checkpoint.dataset!r} fits" + (f" profile {profile.name!r}" if profile else "")
 
@@ -291,9 +289,8 @@ def _fingerprint(subject: _Subject) -> str:
     if not gap <= tolerance:
         raise _Failed(
             f"actions differ from the stored ones by {gap:.3g} (allowed {tolerance:g}): stored "
-            "with "
-            f"{', '.join(places)}, now {', '.join(here)}. Weights were changed or merged again "
-            "elsewhere"
+            f"with {', '.join(places)}, now {', '.join(here)}. Weights were changed or merged "
+            "again elsewhere"
         )
     return f"differs by {gap:.2g} from the one stored with {', '.join(places)}"
 

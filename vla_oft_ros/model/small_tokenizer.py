@@ -32,12 +32,10 @@ SPACE = "▁"
 CHARACTERS = "etainorslhduycmpgfbwvkxzjq0123456789-,.'ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 WORDS = (
     "and arm arms away back bag ball basket black blue bottle bowl box bread close cloth corn "
-    "cube cup door down "
-    "drawer eggplant fold from front grab green grasp hand hold in insert into it left lift move "
-    "new of on onto open "
-    "over peg pen pepper pick place plate pot pour pull push put raisins red right scoop shirt "
-    "shorts slot socket "
-    "spoon stack table them tomato top towel transfer turn up white with wipe yellow zip"
+    "cube cup door down drawer eggplant fold from front grab green grasp hand hold in insert "
+    "into it left lift move new of on onto open over peg pen pepper pick place plate pot pour "
+    "pull push put raisins red right scoop shirt shorts slot socket spoon stack table them "
+    "tomato top towel transfer turn up white with wipe yellow zip"
 ).split()
 FIRST_BYTE_ID = 3
 FIRST_FREE_ID = FIRST_BYTE_ID + 256

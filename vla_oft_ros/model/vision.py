@@ -110,9 +110,7 @@ class LayerScale(nn.Module):
 
 
 class Block(nn.Module):
-    """One pre-norm transformer block, with FiLM between attention and MLP where the checkpoint has
-    it.
-    """
+    """One pre-norm transformer block, with FiLM between attention and MLP if there is any."""
 
     def __init__(self, config: TowerConfig) -> None:
         super().__init__()

@@ -202,8 +202,7 @@ class OpenVLAOFT(nn.Module):
         if tuple(inputs.pixel_values.shape[1:]) != expected:
             raise ValueError(
                 f"pixel_values: expected (B, {', '.join(map(str, expected))}) for "
-                f"{config.cameras} cameras; "
-                f"got {tuple(inputs.pixel_values.shape)}"
+                f"{config.cameras} cameras; got {tuple(inputs.pixel_values.shape)}"
             )
         if (inputs.proprio is None) != (config.proprio_dim == 0):
             raise ValueError(
@@ -214,9 +213,8 @@ class OpenVLAOFT(nn.Module):
         if inputs.input_ids.shape != (len(inputs.prompt_lens), longest):
             raise ValueError(
                 f"input_ids: expected ({len(inputs.prompt_lens)}, {longest}) for prompts of "
-                f"{inputs.prompt_lens} "
-                f"tokens and {config.chunk_len}x{config.action_dim} actions; got "
-                f"{tuple(inputs.input_ids.shape)}"
+                f"{inputs.prompt_lens} tokens and {config.chunk_len}x{config.action_dim} "
+                f"actions; got {tuple(inputs.input_ids.shape)}"
             )
 
     def film(self, inputs: ModelInputs) -> Modulations | None:
