@@ -382,8 +382,8 @@ class PruningConfig:
     rank_slope: float = field(
         default=0.05,
         metadata=doc(
-            "k of the rank weight; the paper gives none and it matters little "
-            "(benchmark/pruning_recall.py).",
+            "k of the rank weight, of which the paper says nothing; benchmark/pruning_recall.py "
+            "shows what it changes.",
             ge=0.0,
             le=1.0,
         ),
