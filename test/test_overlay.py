@@ -10,6 +10,7 @@ from vla_oft_ros.types import KeptBy, RetainedTokens
 
 GRID = (4, 5)
 HEIGHT, WIDTH = 80, 125
+FRAME_PX = 2  # a ninth of a patch of 20 px
 
 
 def retained(indices: list[int], kept_by: int = KeptBy.LOCAL) -> RetainedTokens:
@@ -38,7 +39,9 @@ def test_exactly_the_retained_cells_are_bright(kept: set[int], crop_area: float,
     for index in kept:
         rows, columns = cell(index, crop_area)
         expected[rows, columns] = COLORS[KeptBy.LOCAL]
-        inside = (slice(rows.start + 1, rows.stop - 1), slice(columns.start + 1, columns.stop - 1))
+        inside = tuple(
+            slice(side.start + FRAME_PX, side.stop - FRAME_PX) for side in (rows, columns)
+        )
         expected[inside] = image[inside]
     assert np.array_equal(painted, expected)
 
