@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from std_srvs.srv import Trigger
@@ -94,6 +95,8 @@ class InterbotixRobot:
             )
         self._msg, self._srv = import_messages("msg"), import_messages("srv")
         self._node, self._profile, self._is_idle = node, profile, is_idle
+        # A ceremony awaits answers in a callback; in the node's own group none could come.
+        self._group = ReentrantCallbackGroup()
         self._drivers = [self._driver(namespace) for namespace in profile.xs_namespaces]
         ceremonies = {
             "prepare_arms": self._prepare,
@@ -102,7 +105,12 @@ class InterbotixRobot:
             "reboot_grippers": self._reboot_gripper,
         }
         self._services = [
-            node.create_service(Trigger, f"~/{name}", partial(self._run, name, ceremony))
+            node.create_service(
+                Trigger,
+                f"~/{name}",
+                partial(self._run, name, ceremony),
+                callback_group=self._group,
+            )
             for name, ceremony in ceremonies.items()
         ]
 
@@ -142,7 +150,7 @@ class InterbotixRobot:
                 self._msg.JointSingleCommand, f"{namespace}/commands/joint_single", 10
             ),
             clients={
-                name: node.create_client(kind, f"{namespace}/{name}")
+                name: node.create_client(kind, f"{namespace}/{name}", callback_group=self._group)
                 for name, kind in types.items()
             },
         )
@@ -228,7 +236,10 @@ class InterbotixRobot:
             )
         future = client.call_async(client.srv_type.Request(**fields))
         watchdog = self._node.create_timer(
-            _ANSWER_TIMEOUT_S, future.cancel, clock=Clock(clock_type=ClockType.STEADY_TIME)
+            _ANSWER_TIMEOUT_S,
+            future.cancel,
+            callback_group=self._group,
+            clock=Clock(clock_type=ClockType.STEADY_TIME),
         )
         answer = await future
         self._node.destroy_timer(watchdog)
