@@ -62,6 +62,7 @@ LAYERS = (
     Layer(("token_view",), (*VALUES, *STREAMS, "model.*", "policy", "sim.*"), ("numpy", "cv2")),
     Layer(("check",), (), ("rich",)),
     Layer(("cli",), ("*",), ("rich",)),
+    Layer(("cli_data",), (*VALUES, "data.*"), ("rich",)),
     Layer(("ros", "ros.*"), ("*",), ("*",)),
 )
 """The first layer that matches a module counts."""

@@ -10,7 +10,7 @@ import vla_oft_ros
 from vla_oft_ros import check, cli
 from vla_oft_ros.check import Finding
 
-COMMANDS = ("demo", "make-checkpoint", "check")
+COMMANDS = ("demo", "make-checkpoint", "check", "make-demos", "train")
 
 
 def told(capsys: pytest.CaptureFixture[str]) -> str:
