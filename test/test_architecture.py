@@ -33,7 +33,7 @@ class Layer:
 VALUES = ("types", "config", "aloha", "kinematics", "normalization")
 STREAMS = (
     *("sync", "chunk_*", "safety*", "motion_limits", "clearance", "action_aware", "overlay"),
-    *("frame_checks", "frame_ring", "parking", "shadow", "recording_traps"),
+    *("frame_checks", "frame_ring", "parking", "shadow", "recording_traps", "motion_watch"),
 )
 MODEL_LIBRARIES = ("numpy", "torch", "safetensors", "tokenizers", "einops", "PIL", "cv2")
 MODEL_LIBRARIES += ("simplejpeg",)
@@ -54,15 +54,21 @@ LAYERS = (
         (*MODEL_LIBRARIES, *DATA_LIBRARIES),
     ),
     Layer(
+        ("train.demonstrations",),
+        (*VALUES, "model.*", "data.*", "sim.*"),
+        ("numpy",),
+    ),
+    Layer(
         ("train", "train.*"),
         (*VALUES, *STREAMS, "model.*", "policy", "data.*", "train", "train.*"),
-        MODEL_LIBRARIES,
+        (*MODEL_LIBRARIES, "peft", "rich"),
     ),
     Layer(("sim", "sim.*"), (*VALUES, *STREAMS, "sim", "sim.*"), ("numpy", "cv2", "mujoco")),
     Layer(("token_view",), (*VALUES, *STREAMS, "model.*", "policy", "sim.*"), ("numpy", "cv2")),
     Layer(("check",), (), ("rich",)),
     Layer(("cli",), ("*",), ("rich",)),
     Layer(("cli_data",), (*VALUES, "data.*"), ("rich",)),
+    Layer(("cli_train",), (*VALUES, "train.*"), ("rich",)),
     Layer(("ros", "ros.*"), ("*",), ("*",)),
 )
 """The first layer that matches a module counts."""

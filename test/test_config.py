@@ -36,6 +36,8 @@ NODES = {
 }
 """Parameter file → its node and its class."""
 PROFILES = "aloha.yaml"
+TRAININGS = ("finetune.yaml", "finetune_small.yaml")
+"""Read by no node; test/train holds them to their class."""
 DEPLOYED = {"policy.yaml": {"policy.pruning.method": "specprune"}}
 """What the shipped files set on purpose: the class alone runs the dense network."""
 
@@ -43,6 +45,8 @@ DEPLOYED = {"policy.yaml": {"policy.pruning.method": "specprune"}}
 @dataclass(frozen=True, kw_only=True)
 class Inner:
     ratio: float = field(default=0.5, metadata=doc("A ratio.", ge=0.0, le=1.0))
+    weight: float = field(default=1.0, metadata=doc("A weight.", ge=0.0))
+    depth: float = field(default=-1.0, metadata=doc("A depth.", le=0.0))
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -73,7 +77,7 @@ def flat(values: dict, prefix: str = "") -> dict:
 
 
 def test_every_parameter_file_has_a_class_and_every_class_a_file() -> None:
-    assert {path.name for path in config_dir().glob("*.yaml")} == {*NODES, PROFILES}
+    assert {path.name for path in config_dir().glob("*.yaml")} == {*NODES, PROFILES, *TRAININGS}
 
 
 @pytest.mark.parametrize("name", NODES)
@@ -164,6 +168,8 @@ def test_a_missing_required_key_is_named_with_its_description() -> None:
         ({"points": [math.nan]}, "Outer.points: expected a value from -1 to 1; got nan"),
         ({"inner": 3}, "expected a mapping of Inner fields; got 3"),
         ({"inner": {"ratio": math.nan}}, "Inner.ratio: expected a value from 0 to 1; got nan"),
+        ({"inner": {"weight": math.nan}}, "Inner.weight: expected at least 0; got nan"),
+        ({"inner": {"depth": math.nan}}, "Inner.depth: expected at most 0; got nan"),
         ({"inner": {"ratio": "a"}}, "Inner.ratio: expected float; got 'a' (str)"),
     ],
 )
@@ -195,7 +201,11 @@ def test_absent_keys_keep_their_defaults() -> None:
 def test_flat_fields_and_nest_describe_the_same_class() -> None:
     values = {name: default_of(item) for name, item, _ in flat_fields(Outer)} | {"name": "a"}
     assert from_mapping(Outer, nest(values), "f") == Outer(name="a")
-    assert [name for name, *_ in flat_fields(Outer)][-1] == "inner.ratio"
+    assert [name for name, *_ in flat_fields(Outer)][-3:] == [
+        "inner.ratio",
+        "inner.weight",
+        "inner.depth",
+    ]
 
 
 names = st.sampled_from("abc")

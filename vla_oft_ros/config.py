@@ -233,6 +233,29 @@ def load_node_config(
     return from_mapping(cls, values, f"{path}, {node_name}")
 
 
+def load_tool_config(cls: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
+    """Reads the settings of a command-line tool: the fields of one class at the top level.
+
+    Args:
+        cls: Configuration class of the tool.
+        path: YAML file; fields that it leaves out keep their defaults.
+        overrides: Each "name=value", dotted name and value in YAML, applied on top.
+
+    Raises:
+        ConfigError: if file, an override or a value is wrong.
+    """
+    flat = {}
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        if not equals or not name:
+            raise ConfigError(f"--set: expected name=value; got {override!r}")
+        try:
+            flat[name.strip()] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {name}: expected a value in YAML; {error}") from None
+    return from_mapping(cls, _merge(load_yaml(path), nest(flat)), str(path))
+
+
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in over.items():
@@ -593,6 +616,14 @@ class PolicyNodeConfig:
     retained_tokens_topic: str = field(
         default="retained_tokens", metadata=doc("Kept patches out (vla_oft_ros/RetainedTokens).")
     )
+    pruning_status_topic: str = field(
+        default="pruning_status",
+        metadata=doc("Mode, speeds and share of patches kept, out (vla_oft_ros/PruningStatus)."),
+    )
+    target_topic: str = field(
+        default="joint_targets",
+        metadata=doc("Joint targets in: how the robot really moves (sensor_msgs/JointState)."),
+    )
     image_decoder: str = field(
         default="auto",
         metadata=doc(
@@ -913,6 +944,13 @@ class SimConfig:
     reward_topic: str = field(
         default="task_reward", metadata=doc("Task reward out (std_msgs/Float32).")
     )
+    object_topic: str = field(
+        default="object_poses",
+        metadata=doc(
+            "True poses of the objects out, for scripted teleoperation and for plots: "
+            "<object_topic>/<name> (geometry_msgs/PoseStamped, frame world)."
+        ),
+    )
     task: str = field(
         default="transfer_cube", metadata=doc("Scene and reward.", choices=["transfer_cube"])
     )
@@ -955,6 +993,270 @@ class SimConfig:
             le=60.0,
         ),
     )
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class QualityConfig:
+    """When a demonstration is fit for training; judged while it is recorded."""
+
+    min_rate_share: float = field(
+        default=0.9,
+        metadata=doc("Share of camera_rate_hz that each camera must deliver.", ge=0.0, le=1.0),
+    )
+    min_joint_rate_hz: float = field(
+        default=40.0,
+        metadata=doc(
+            "Lowest rate of followers and leaders; real ones speak at 100 Hz.",
+            unit="Hz",
+            ge=0.0,
+            le=1000.0,
+        ),
+    )
+    max_image_gap_s: float = field(
+        default=0.15,
+        metadata=doc(
+            "Longest time between two images; policy and converter refuse older ones.",
+            unit="s",
+            ge=0.0,
+            le=10.0,
+        ),
+    )
+    max_joint_gap_s: float = field(
+        default=0.05,
+        metadata=doc("Longest time between two joint states.", unit="s", ge=0.0, le=10.0),
+    )
+    max_skew_s: float = field(
+        default=0.05,
+        metadata=doc(
+            "Largest difference between the newest stamps of two cameras.",
+            unit="s",
+            ge=0.0,
+            le=10.0,
+        ),
+    )
+    max_frozen_s: float = field(
+        default=0.5,
+        metadata=doc(
+            "Longest time for which a camera may show the same picture while an arm moves.",
+            unit="s",
+            ge=0.0,
+            le=60.0,
+        ),
+    )
+    frozen_motion_rad: float = field(
+        default=0.02,
+        metadata=doc("A joint that has moved by this much moves.", unit="rad", ge=0.0, le=10.0),
+    )
+    min_brightness: float = field(
+        default=10.0,
+        metadata=doc("Darkest picture on average, of 255; 0 is no check.", ge=0.0, le=255.0),
+    )
+    max_idle_s: float = field(
+        default=2.0,
+        metadata=doc(
+            "Longest time without motion at the beginning and at the end.",
+            unit="s",
+            ge=0.0,
+            le=600.0,
+        ),
+    )
+    idle_motion_rad: float = field(
+        default=0.02,
+        metadata=doc(
+            "Less than this is no motion; for grippers, a share of the opening.",
+            unit="rad",
+            ge=0.0,
+            le=10.0,
+        ),
+    )
+    max_distance_rad: float = field(
+        default=0.3,
+        metadata=doc(
+            "Largest mean distance between where a follower is and what it is told.",
+            unit="rad",
+            ge=0.0,
+            le=10.0,
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecorderConfig:
+    """Parameters of `recorder_node`: everything on the wire in, one rosbag2 per episode out."""
+
+    autostart: bool = field(
+        default=True, metadata=doc("Configure and activate without being asked to.")
+    )
+    exit_with_parent: bool = field(
+        default=False, metadata=doc("End when the process that started this one ends.")
+    )
+    profile: str = field(
+        default="sim", metadata=doc("Robot profile, a section of config/aloha.yaml.")
+    )
+    profiles_path: str = field(
+        default="", metadata=doc("File of robot profiles; empty is the shipped config/aloha.yaml.")
+    )
+    output_dir: str = field(
+        default="recordings",
+        metadata=doc("Folder of the data set; one folder per episode is made in it."),
+    )
+    instruction: str = field(
+        default="", metadata=doc("What the operator does, until the topic says something else.")
+    )
+    camera_rate_hz: float = field(
+        default=30.0,
+        metadata=doc(
+            "Rate at which the cameras are set to deliver; one data set has one rate.",
+            unit="Hz",
+            ge=1.0,
+            le=240.0,
+        ),
+    )
+    image_transport: str = field(
+        default="auto",
+        metadata=doc(
+            "Which images are recorded; auto takes raw ones where they are published, else "
+            "<topic>/compressed.",
+            choices=["auto", "raw", "compressed"],
+        ),
+    )
+    instruction_topic: str = field(
+        default="instruction", metadata=doc("What the operator does (std_msgs/String).")
+    )
+    target_topic: str = field(
+        default="joint_targets", metadata=doc("Joint targets, from controller or teleoperation.")
+    )
+    chunk_topic: str = field(default="action_chunk", metadata=doc("Action chunks of a policy."))
+    retained_tokens_topic: str = field(
+        default="retained_tokens", metadata=doc("What a policy kept of its images.")
+    )
+    pruning_status_topic: str = field(
+        default="pruning_status", metadata=doc("How a policy judged the motion and pruned.")
+    )
+    safety_topic: str = field(
+        default="safety_status", metadata=doc("What the controller's safety gate does.")
+    )
+    extra_topics: tuple[str, ...] = field(
+        default=("/diagnostics",),
+        metadata=doc("More topics to record, of any type; nobody need publish them."),
+    )
+    status_topic: str = field(
+        default="episode_status", metadata=doc("What the recorder does (EpisodeStatus).")
+    )
+    gripper_trigger: str = field(
+        default="off",
+        metadata=doc(
+            "What closing both leader grippers does: start an episode, or start and end it.",
+            choices=["off", "start", "start_and_stop"],
+        ),
+    )
+    gripper_closed: float = field(
+        default=0.1,
+        metadata=doc(
+            "A leader gripper open by less than this share counts as closed; twice this is open "
+            "again.",
+            ge=0.0,
+            le=0.5,
+        ),
+    )
+    gripper_hold_s: float = field(
+        default=1.0,
+        metadata=doc(
+            "How long both must stay closed; longer than they do in the task itself.",
+            unit="s",
+            ge=0.0,
+            le=10.0,
+        ),
+    )
+    max_episode_s: float = field(
+        default=0.0,
+        metadata=doc("An episode ends by itself after this; 0 is never.", unit="s", ge=0.0),
+    )
+    max_silence_s: float = field(
+        default=1.0,
+        metadata=doc(
+            "An episode starts only if cameras, followers, and leaders or targets were heard so "
+            "recently; 0 starts always.",
+            unit="s",
+            ge=0.0,
+            le=60.0,
+        ),
+    )
+    buffer_mb: int = field(
+        default=512,
+        metadata=doc(
+            "Memory for messages that the disk has not taken yet; 512 is six seconds of three raw "
+            "cameras.",
+            unit="MB",
+            ge=1,
+            le=65536,
+        ),
+    )
+    min_free_disk_gb: float = field(
+        default=2.0,
+        metadata=doc(
+            "With less space an episode is not started, and a running one is ended.",
+            unit="GB",
+            ge=0.0,
+        ),
+    )
+    status_rate_hz: float = field(
+        default=2.0, metadata=doc("Rate of the status.", unit="Hz", ge=0.5, le=20.0)
+    )
+    quality: QualityConfig = field(default_factory=QualityConfig)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeleopConfig:
+    """Parameters of `teleop_node`: a scripted operator at simulated leader arms."""
+
+    exit_with_parent: bool = field(
+        default=False, metadata=doc("End when the process that started this one ends.")
+    )
+    profile: str = field(
+        default="sim", metadata=doc("Robot profile, a section of config/aloha.yaml.")
+    )
+    profiles_path: str = field(
+        default="", metadata=doc("File of robot profiles; empty is the shipped config/aloha.yaml.")
+    )
+    target_topic: str = field(
+        default="joint_targets",
+        metadata=doc("Joint targets for the followers out (sensor_msgs/JointState, 14 names)."),
+    )
+    object_topic: str = field(
+        default="object_poses", metadata=doc("Where the simulation says where the objects are.")
+    )
+    rate_hz: float = field(
+        default=50.0,
+        metadata=doc("Rate of leaders and targets (50 on ALOHA).", unit="Hz", ge=5.0, le=200.0),
+    )
+    rest_s: float = field(
+        default=0.4,
+        metadata=doc(
+            "How long the operator waits before and after the motion.", unit="s", ge=0.0, le=60.0
+        ),
+    )
+    miss_share: float = field(
+        default=0.0,
+        metadata=doc(
+            "Share of the demonstrations that miss the object on purpose, to have failures too.",
+            ge=0.0,
+            le=1.0,
+        ),
+    )
+    miss_by_m: float = field(
+        default=0.06, metadata=doc("How far they miss it.", unit="m", ge=0.0, le=0.5)
+    )
+    seed: int = field(default=0, metadata=doc("Seed of the misses.", ge=0))
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -10,6 +10,7 @@ from rclpy.node import Node
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image, JointState
 
+from vla_oft_ros.action_aware import MotionScale
 from vla_oft_ros.aloha import (
     ACTION_DIM,
     ARMS,
@@ -19,7 +20,7 @@ from vla_oft_ros.aloha import (
     load_profile,
 )
 from vla_oft_ros.ros.conversions import image_to_msg, joint_state_to_msg, stamp_to_msg
-from vla_oft_ros.types import ActionChunk, KeptBy, Observation, RetainedTokens
+from vla_oft_ros.types import ActionChunk, KeptBy, MotionMode, Observation, RetainedTokens
 
 
 class FakePolicy:
@@ -31,16 +32,21 @@ class FakePolicy:
     cameras = CAMERAS
     action_dim = ACTION_DIM
     chunk_len = 25
+    motion_scale = MotionScale()
 
     def __init__(self) -> None:
         self.asked: list[Observation] = []
         self.calls: list[str] = []
+        self.modes: list[MotionMode] = []
         self.answer: Callable[[Observation], ActionChunk] = self.ramp
 
     def reset(self) -> None:
         self.calls.append("reset")
 
-    def infer(self, observation: Observation) -> ActionChunk:
+    def infer(
+        self, observation: Observation, *, mode: MotionMode = MotionMode.FINE
+    ) -> ActionChunk:
+        self.modes.append(mode)
         self.calls.append("infer")
         self.asked.append(observation)
         return self.answer(observation)

@@ -12,14 +12,17 @@ from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from ros.fakes import FakePolicy, FakeRobot
 from ros.graph import Graph, parameters
+from sensor_msgs.msg import JointState
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
 from vla_oft_ros import msg as messages
-from vla_oft_ros.aloha import ACTION_NAMES, CAMERAS, load_profile
+from vla_oft_ros.aloha import ACTION_NAMES, CAMERAS, load_profile, start_pose
+from vla_oft_ros.frame_ring import reference_ticks
 from vla_oft_ros.ros.conversions import chunk_from_msg, retained_from_msg, stamp_from_msg
 from vla_oft_ros.ros.policy_node import PolicyNode
-from vla_oft_ros.types import ActionChunk, Observation
+from vla_oft_ros.ros.robot_io import targets_to_msg
+from vla_oft_ros.types import ActionChunk, MotionMode, Observation
 
 UNCONFIGURED = State.PRIMARY_STATE_UNCONFIGURED
 
@@ -452,3 +455,45 @@ def test_a_configuration_that_fails_half_way_leaves_nothing(
     told = capfd.readouterr().err
     assert "expected cv_bridge to be installed" in told and "Traceback" not in told
     assert endpoints(bench) == dict.fromkeys(endpoints(bench), 0)
+
+
+def test_the_policy_is_told_the_motion_that_was_really_published(
+    make_bench: Callable, policy: FakePolicy
+) -> None:
+    bench = make_bench(policy__pruning__method="specprune")
+    statuses = bench.graph.hear(messages.PruningStatus, "pruning_status")
+    targets = bench.graph.ear.create_publisher(JointState, "joint_targets", 10)
+    bench.node.autostart()
+    bench.graph.until(targets.get_subscription_count, "discovery")
+    bench.until_chunks()
+    assert policy.modes[-1] is MotionMode.FINE  # nothing was sent to the robot yet
+    for step in range(3):
+        joints = start_pose()
+        joints[0] += 0.1 * step  # the left waist turns fast
+        targets.publish(targets_to_msg(joints, (1 + step) * 40_000_000))
+    bench.graph.until(lambda: MotionMode.COARSE in policy.modes, "a coarse question")
+    bench.graph.until(lambda: any(s.mode == s.COARSE for s in statuses), "its status")
+    status = next(s for s in statuses if s.mode == s.COARSE)
+    assert status.translation[0] > 1.0
+    assert (status.translation[1], status.rotation[1]) == (0.0, 0.0)
+    assert status.retain_ratio == 0.5  # what the fake policy keeps
+
+
+def test_pruning_is_shown_images_of_some_ticks_ago(
+    make_bench: Callable, policy: FakePolicy
+) -> None:
+    bench = make_bench(policy__pruning__method="specprune")
+    bench.node.autostart()
+    bench.graph.until(
+        lambda: any(
+            o.reference_images and all(image is not None for image in o.reference_images.values())
+            for o in policy.asked
+        ),
+        "reference images",
+    )
+    asked = policy.asked[-1]
+    for camera in CAMERAS:
+        before_ns = asked.image_stamps_ns[camera] - reference_ticks(0.0) * 40_000_000
+        reference = (asked.reference_images or {})[camera]
+        near = [bench.robot.image(camera, before_ns + n * 20_000_000) for n in range(-2, 3)]
+        assert any(np.array_equal(reference, image) for image in near)

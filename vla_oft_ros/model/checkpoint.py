@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -73,11 +73,11 @@ class Checkpoint:
     model: OpenVLAOFT
     record: CheckpointRecord
     dataset: str
-    statistics: Mapping[str, Any]
     action_stats: NormStats
     proprio_stats: NormStats | None
     images: ImagePipeline
     tokenizer: PromptTokenizer
+    statistics: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def config(self) -> ModelConfig:

@@ -11,13 +11,16 @@ from collections.abc import Callable, Mapping, Sequence
 import cv2
 import numpy as np
 from builtin_interfaces.msg import Time
+from geometry_msgs.msg import PoseStamped
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, JointState
 
 from vla_oft_ros import msg as messages
 from vla_oft_ros.aloha import ACTION_NAMES
+from vla_oft_ros.data.recorder import RecorderStatus, State
 from vla_oft_ros.image_decoding import ImageError, decode_compressed, decode_image
+from vla_oft_ros.motion_watch import Motion
 from vla_oft_ros.safety_report import LastIntervention, SafetyState
-from vla_oft_ros.types import ActionChunk, RetainedTokens
+from vla_oft_ros.types import ActionChunk, MotionMode, RetainedTokens
 
 NS_PER_S = 1_000_000_000
 
@@ -160,6 +163,22 @@ def joint_state_to_msg(
     return message
 
 
+def pose_to_msg(pose: np.ndarray, stamp_ns: int, frame_id: str) -> PoseStamped:
+    """(7,) position in m and quaternion (w, x, y, z) → PoseStamped."""
+    message = PoseStamped()
+    message.header.stamp = stamp_to_msg(stamp_ns)
+    message.header.frame_id = frame_id
+    place, turn = message.pose.position, message.pose.orientation
+    place.x, place.y, place.z, turn.w, turn.x, turn.y, turn.z = pose.tolist()
+    return message
+
+
+def pose_from_msg(message: PoseStamped) -> np.ndarray:
+    """PoseStamped → (7,) position in m and quaternion (w, x, y, z); inverse of `pose_to_msg`."""
+    place, turn = message.pose.position, message.pose.orientation
+    return np.array([place.x, place.y, place.z, turn.w, turn.x, turn.y, turn.z])
+
+
 def chunk_to_msg(chunk: ActionChunk, joint_names: Sequence[str]) -> messages.ActionChunk:
     """ActionChunk → message; what was retained travels in messages of its own."""
     message = messages.ActionChunk(
@@ -275,4 +294,65 @@ def safety_to_msg(
         message.joint_names = list(ACTION_NAMES)
         message.last_wanted = last.wanted.tolist()
         message.last_given = last.given.tolist()
+    return message
+
+
+def pruning_to_msg(
+    *, stamp_ns: int, motion: Motion, ticks: int, retain_ratio: float
+) -> messages.PruningStatus:
+    """How the motion was judged and how much was kept → PruningStatus.
+
+    Args:
+        stamp_ns: Stamp of the observation, nanoseconds.
+        motion: Mode and speeds.
+        ticks: Control steps back to the reference images; 0 if there were none.
+        retain_ratio: Share of the patches kept to the last layer.
+    """
+    fine = motion.mode is MotionMode.FINE
+    message = messages.PruningStatus(
+        mode=messages.PruningStatus.FINE if fine else messages.PruningStatus.COARSE,
+        translation=list(motion.translation),
+        rotation=list(motion.rotation),
+        rise=list(motion.rise),
+        reference_ticks=ticks,
+        retain_ratio=retain_ratio,
+    )
+    message.header.stamp = stamp_to_msg(stamp_ns)
+    return message
+
+
+def episode_status_to_msg(
+    status: RecorderStatus,
+    *,
+    state: State,
+    stamp_ns: int,
+    topics: Sequence[str],
+    instruction: str,
+) -> messages.EpisodeStatus:
+    """What the recorder does → EpisodeStatus.
+
+    Args:
+        status: What it says.
+        state: Its state, which is inactive where the node is.
+        stamp_ns: When this was so, nanoseconds.
+        topics: What is heard, absolute names.
+        instruction: What the next episode, or the present one, is about.
+    """
+    message = messages.EpisodeStatus(
+        state=int(state),
+        reason=status.reason,
+        episode_index=status.episode_index,
+        episodes_on_disk=status.episodes_on_disk,
+        instruction=status.instruction or instruction,
+        label=status.label,
+        duration_s=status.duration_s,
+        topics=list(topics),
+        message_counts=[status.message_counts.get(topic, 0) for topic in topics],
+        dropped_counts=[status.dropped_counts.get(topic, 0) for topic in topics],
+        bytes=status.bytes,
+        free_disk_bytes=status.free_disk_bytes,
+        quality=int(status.quality),
+        quality_reasons=list(status.quality_reasons),
+    )
+    message.header.stamp = stamp_to_msg(stamp_ns)
     return message

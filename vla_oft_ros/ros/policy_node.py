@@ -9,24 +9,39 @@ from __future__ import annotations
 
 import traceback
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from rclpy.qos import DurabilityPolicy, QoSProfile
+from sensor_msgs.msg import JointState
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
 from vla_oft_ros import msg as messages
-from vla_oft_ros.aloha import ACTION_NAMES, load_profile
+from vla_oft_ros.aloha import ACTION_NAMES, JointStateError, RobotProfile, load_profile
 from vla_oft_ros.config import ConfigError, PolicyNodeConfig
 from vla_oft_ros.frame_checks import FrameChecks
+from vla_oft_ros.frame_ring import FrameRing, reference_ticks
+from vla_oft_ros.motion_watch import Motion, MotionWatch
 from vla_oft_ros.ros.camera_input import CameraInput, Decode
-from vla_oft_ros.ros.conversions import ImageError, chunk_to_msg, image_decoder, retained_to_msg
+from vla_oft_ros.ros.conversions import (
+    ImageError,
+    chunk_to_msg,
+    image_decoder,
+    pruning_to_msg,
+    retained_to_msg,
+    stamp_from_msg,
+)
 from vla_oft_ros.ros.diagnostics import OK, WARN, Diagnostics, RollingTimes
 from vla_oft_ros.ros.lifecycle import ManagedNode, main_of
 from vla_oft_ros.ros.params import on_live_change
-from vla_oft_ros.ros.robot_io import FollowerStates
+from vla_oft_ros.ros.robot_io import FollowerStates, targets_from_msg
 from vla_oft_ros.sync import ObservationBuilder, ObservationNotReady
 from vla_oft_ros.types import ActionChunk, Observation
+
+if TYPE_CHECKING:
+    from vla_oft_ros.policy import Policy
 
 _COMPLAIN_EVERY_S = 5.0
 _DIAGNOSTICS_PERIOD_S = 1.0
@@ -54,21 +69,9 @@ class PolicyNode(ManagedNode):
         on_live_change(self, PolicyNodeConfig, lambda _, value: self._set_instruction(value))
 
     def _setup(self) -> None:
-        from vla_oft_ros.policy import (
-            load_policy,  # brings torch; only the policy's own process pays for it
-        )
-
         config = self.config
         profile = load_profile(config.profile, config.profiles_path)
-        try:
-            self._policy = load_policy(
-                config.policy, control_rate_hz=config.control_rate_hz, profile=profile
-            )
-        except ValueError as error:
-            raise ConfigError(
-                f"{error}\nChange the section policy of policy.yaml; the checkpoint can also be "
-                "given as checkpoint:=DIR to the launch file or --checkpoint DIR to the demo"
-            ) from error
+        self._policy = self._load_policy(profile)
         if self._policy.action_dim != len(ACTION_NAMES):
             raise ConfigError(
                 f"policy.checkpoint_dir {config.policy.checkpoint_dir}: expected a checkpoint for "
@@ -76,10 +79,13 @@ class PolicyNode(ManagedNode):
             )
         self._builder = ObservationBuilder(self._policy.cameras, config.sync)
         self._frame_checks = FrameChecks(config.sync)
+        self._dt_ns = round(1e9 / config.control_rate_hz)
+        self._looks_back = config.policy.pruning.method == "specprune"
+        self._ring = FrameRing(self._policy.cameras, tick_ns=self._dt_ns)
+        self._watch = MotionWatch(self._dt_ns, self._policy.motion_scale)
         self._blind: list[str] = []
         self._times = RollingTimes()
         self._chunks = 0
-        self._dt_ns = round(1e9 / config.control_rate_hz)
         self._retain_ratio = 1.0
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="inference")
         decode = image_decoder(config.image_decoder)
@@ -107,9 +113,19 @@ class PolicyNode(ManagedNode):
         self._retained_publisher = self.create_lifecycle_publisher(
             messages.RetainedTokens, config.retained_tokens_topic, 30
         )
+        self._pruning_publisher = self.create_lifecycle_publisher(
+            messages.PruningStatus, config.pruning_status_topic, 10
+        )
         self._handles = [
             (self.destroy_lifecycle_publisher, self._chunk_publisher),
             (self.destroy_lifecycle_publisher, self._retained_publisher),
+            (self.destroy_lifecycle_publisher, self._pruning_publisher),
+            (
+                self.destroy_subscription,
+                self.create_subscription(
+                    JointState, config.target_topic, self._on_targets, QoSProfile(depth=10)
+                ),
+            ),
             *(
                 (
                     self.destroy_subscription,
@@ -129,6 +145,23 @@ class PolicyNode(ManagedNode):
             f"chunk, "
             f"cameras {', '.join(self._policy.cameras)}"
         )
+
+    def _load_policy(self, profile: RobotProfile) -> Policy:
+        """The network, held against the robot that it shall move."""
+        from vla_oft_ros.policy import (
+            load_policy,  # brings torch; only the policy's own process pays for it
+        )
+
+        config = self.config
+        try:
+            return load_policy(
+                config.policy, control_rate_hz=config.control_rate_hz, profile=profile
+            )
+        except ValueError as error:
+            raise ConfigError(
+                f"{error}\nChange the section policy of policy.yaml; the checkpoint can also be "
+                "given as checkpoint:=DIR to the launch file or --checkpoint DIR to the demo"
+            ) from error
 
     def _start(self) -> None:
         self._begin_episode()
@@ -163,7 +196,15 @@ class PolicyNode(ManagedNode):
         self._parts, self._handles, self._policy = [], [], None
 
     def _on_frame(self, camera: str, stamp_ns: int, decode: Decode) -> None:
-        self._builder.add_image(camera, stamp_ns, decode)
+        if self._builder.add_image(camera, stamp_ns, decode) and self._looks_back:
+            self._ring.add(camera, stamp_ns, decode)
+
+    def _on_targets(self, message: JointState) -> None:
+        """What was really sent to the robot tells how it moves, not what the policy wished."""
+        try:
+            self._watch.update(stamp_from_msg(message.header.stamp), targets_from_msg(message))
+        except JointStateError as error:
+            self.get_logger().error(str(error), throttle_duration_sec=_COMPLAIN_EVERY_S)
 
     def _set_instruction(self, instruction: str) -> None:
         if instruction == self._instruction:
@@ -177,18 +218,22 @@ class PolicyNode(ManagedNode):
         if self._policy is None:
             response.success, response.message = False, "not configured"
             return response
-        self._builder.clear()
-        self._frame_checks.clear()
-        self._begin_episode()
+        self._forget()
         response.success = True
         return response
+
+    def _forget(self) -> None:
+        """Drops every frame and joint state, and what was concluded from them."""
+        self._builder.clear()
+        self._frame_checks.clear()
+        self._ring.clear()
+        self._watch.clear()
+        self._begin_episode()
 
     def _tick(self) -> None:
         now_ns = self.now_ns()
         if now_ns < self._clock_ns:  # simulated time began anew
-            self._builder.clear()
-            self._frame_checks.clear()
-            self._begin_episode()
+            self._forget()
         self._clock_ns = now_ns
         busy = self._inference is not None and not self._inference.done()
         if busy or not self._instruction or now_ns < self._next_query_ns:
@@ -205,14 +250,23 @@ class PolicyNode(ManagedNode):
             return
         self._next_query_ns = observation.stamp_ns + self.config.execute_steps * self._dt_ns
         reset, self._pending_reset = self._pending_reset, False
-        self._inference = self._worker.submit(self._infer, observation, reset, self._episode)
+        motion = self._watch.motion
+        ticks = reference_ticks(motion.speed)
+        if self._looks_back:
+            references = self._ring.reference_images(observation.image_stamps_ns, ticks)
+            observation = replace(observation, reference_images=references)
+        self._inference = self._worker.submit(
+            self._infer, observation, motion, ticks, reset, self._episode
+        )
 
-    def _infer(self, observation: Observation, reset: bool, episode: int) -> None:
+    def _infer(
+        self, observation: Observation, motion: Motion, ticks: int, reset: bool, episode: int
+    ) -> None:
         """In the worker thread: one pass of the network, then its chunk on the wire."""
         try:
             if reset:
                 self._policy.reset()
-            chunk = self._policy.infer(observation)
+            chunk = self._policy.infer(observation, mode=motion.mode)
             if not np.all(np.isfinite(chunk.actions)):
                 raise ValueError("the policy answered with NaN or infinite actions")
         except Exception:
@@ -224,9 +278,9 @@ class PolicyNode(ManagedNode):
             return
         if episode != self._episode:
             return  # answered a question that nobody asks any more
-        self._publish(chunk)
+        self._publish(chunk, motion, ticks if observation.reference_images else 0)
 
-    def _publish(self, chunk: ActionChunk) -> None:
+    def _publish(self, chunk: ActionChunk, motion: Motion, ticks: int) -> None:
         self._chunk_publisher.publish(chunk_to_msg(chunk, ACTION_NAMES))
         for retained in chunk.retained:
             self._retained_publisher.publish(retained_to_msg(retained))
@@ -239,6 +293,14 @@ class PolicyNode(ManagedNode):
                 retained.retain_ratio for retained in chunk.retained if retained.layer == last
             ]
             self._retain_ratio = float(np.mean(ratios))
+        self._pruning_publisher.publish(
+            pruning_to_msg(
+                stamp_ns=chunk.stamp_ns,
+                motion=motion,
+                ticks=ticks,
+                retain_ratio=self._retain_ratio,
+            )
+        )
 
     def _publish_diagnostics(self) -> None:
         now_ns = self.now_ns()
