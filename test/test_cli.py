@@ -10,7 +10,8 @@ import vla_oft_ros
 from vla_oft_ros import check, cli
 from vla_oft_ros.check import Finding
 
-COMMANDS = ("demo", "make-checkpoint", "check", "make-demos", "train")
+COMMANDS = ("demo", "make-checkpoint", "check")
+COMMANDS += ("recover", "inspect", "doctor", "convert", "stats")
 
 
 def told(capsys: pytest.CaptureFixture[str]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from functools import partial
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -88,6 +89,10 @@ def build_parser() -> argparse.ArgumentParser:
         "--json", type=Path, metavar="FILE", help="also write what was found as JSON"
     )
     check.set_defaults(run=_run_check)
+
+    from vla_oft_ros.cli_train import add_training_commands
+
+    add_training_commands(partial(_add, commands))
 
     from vla_oft_ros.cli_data import add_data_commands
 
