@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from vla_oft_ros.ros.demo_monitor import DemoMonitor, Figures
 from vla_oft_ros.ros.processes import NodeProcesses, keep_on_loopback
 
 _START_TIMEOUT_S = 180.0
+_LONGEST_S = 86400.0
 _SLOWEST_REAL_TIME_FACTOR = 0.05
 _PLAIN_LINE_EVERY_S = 2.0
 _REFRESH_PER_S = 5.0
@@ -74,8 +76,8 @@ def run_demo(options: DemoOptions, console: Console) -> int:
     Raises:
         ConfigError: for options that cannot be met.
     """
-    if not options.seconds >= 1.0:
-        raise ConfigError(f"--seconds: expected at least 1; got {options.seconds:g}")
+    if not 1.0 <= options.seconds <= _LONGEST_S:
+        raise ConfigError(f"--seconds: expected 1 to {_LONGEST_S:g}; got {options.seconds:g}")
     config_dir = (options.config_dir or shipped_config_dir()).resolve()
     for name in ("policy.yaml", "controller.yaml", "sim.yaml", "fastdds_loopback.xml"):
         if not (config_dir / name).is_file():
@@ -140,7 +142,11 @@ def _checkpoint(options: DemoOptions, output_dir: Path, console: Console) -> Pat
         from vla_oft_ros.model.small_checkpoint import make_random_checkpoint
 
         console.print(f"Making a small random OFT+ policy in {escape(str(directory))}")
-        make_random_checkpoint(directory, seed=options.seed)
+        # Under its name only when it is whole: the next demo takes it as it finds it.
+        partial = directory.with_name(f"{directory.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        make_random_checkpoint(partial, seed=options.seed)
+        partial.replace(directory)
     return directory
 
 
