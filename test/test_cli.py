@@ -8,9 +8,10 @@ import pytest
 
 import vla_oft_ros
 from vla_oft_ros import check, cli
+from vla_oft_ros.aloha import CAMERAS
 from vla_oft_ros.check import Finding
 
-COMMANDS = ("demo", "make-checkpoint", "check")
+COMMANDS = ("demo", "make-checkpoint", "view", "check", "make-demos", "train")
 COMMANDS += ("recover", "inspect", "doctor", "convert", "stats")
 
 
@@ -141,3 +142,29 @@ def test_check_ends_with_1_only_if_something_needed_is_missing(
     finding = Finding(name="Thing", good=good, found="it", needed=needed)
     monkeypatch.setattr(check, "check_machine", lambda: [finding])
     assert cli.main(["check"]) == code
+
+
+def test_view_refuses_to_show_no_inference(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("torch")
+    picture = tmp_path / "kept.png"
+    assert cli.main(["view", str(picture), "--inferences", "0"]) == cli.EXIT_BAD_INPUT
+    assert "--inferences: expected at least 1; got 0" in told(capsys)
+    assert not picture.exists()
+
+
+@pytest.mark.sim
+def test_view_writes_the_picture_and_says_what_was_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("mujoco")
+    picture = tmp_path / "kept.png"
+    assert cli.main(["view", str(picture), "--inferences", "2"]) == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    said = capsys.readouterr().out
+    for camera in CAMERAS:
+        kept = [line for line in said.splitlines() if line.startswith(camera)]
+        assert len(kept) > 1, said
+        assert not any("100%" in line for line in kept)  # the second inference is pruned

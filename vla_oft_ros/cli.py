@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from functools import partial
-from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -30,6 +29,11 @@ _MAKE_CHECKPOINT = """\
 Writes a small random OFT+ checkpoint (a few million parameters) in the official layout, tokenizer
 included: the whole forward pass without weights from anywhere. Its policy moves the arms gently
 around the start pose and knows no task."""
+
+_VIEW = """\
+Lets the simulated robot work, asks the policy with token pruning as a node would, and writes a
+picture of the three cameras: what was seen, and which patches were kept after each stage and why.
+Needs no ROS. With the random policy of the demo the picture shows the mechanism, not a skill."""
 
 _CHECK = """\
 Looks at this machine: Python, ROS 2, messages, torch and GPU, MuJoCo and OpenGL, memory, disk,
@@ -84,19 +88,31 @@ def build_parser() -> argparse.ArgumentParser:
     make.add_argument("--seed", type=int, default=0, help="seed of the weights (default: 0)")
     make.set_defaults(run=_run_make_checkpoint)
 
+    view = _add(commands, "view", "a picture of which parts of the images the policy keeps", _VIEW)
+    view.add_argument("picture", type=Path, help="PNG file to write")
+    view.add_argument(
+        "--checkpoint", type=Path, help="checkpoint directory (default: a small random one)"
+    )
+    view.add_argument("--device", default="auto", help="torch device (default: auto)")
+    view.add_argument(
+        "--inferences", type=int, default=4, help="passes of the policy; the last is shown"
+    )
+    view.add_argument("--seed", type=int, default=0, help="seed of cube pose and random policy")
+    view.set_defaults(run=_run_view)
+
     check = _add(commands, "check", "look at this machine and say what to do", _CHECK)
     check.add_argument(
         "--json", type=Path, metavar="FILE", help="also write what was found as JSON"
     )
     check.set_defaults(run=_run_check)
 
-    from vla_oft_ros.cli_train import add_training_commands
-
-    add_training_commands(partial(_add, commands))
-
     from vla_oft_ros.cli_data import add_data_commands
 
     add_data_commands(partial(_add, commands))
+
+    from vla_oft_ros.cli_train import add_training_commands
+
+    add_training_commands(partial(_add, commands))
     return parser
 
 
@@ -139,6 +155,43 @@ def _run_make_checkpoint(arguments: argparse.Namespace, console: Console) -> int
     console.print(
         f"{escape(str(arguments.directory))}: random OFT+ checkpoint, {size / 1e6:.1f} MB"
     )
+    return 0
+
+
+def _run_view(arguments: argparse.Namespace, console: Console) -> int:
+    from tempfile import TemporaryDirectory
+
+    from vla_oft_ros.aloha import load_profile
+    from vla_oft_ros.config import PolicyConfig, PruningConfig
+    from vla_oft_ros.model.small_checkpoint import make_random_checkpoint
+    from vla_oft_ros.policy import load_policy
+    from vla_oft_ros.token_view import write_token_view
+
+    if arguments.inferences < 1:
+        raise ValueError(f"--inferences: expected at least 1; got {arguments.inferences}")
+    with TemporaryDirectory() as made:
+        directory = arguments.checkpoint or Path(made) / "checkpoint"
+        if arguments.checkpoint is None:
+            make_random_checkpoint(directory, seed=arguments.seed)
+        config = PolicyConfig(
+            checkpoint_dir=str(directory),
+            device=arguments.device,
+            pruning=PruningConfig(method="specprune"),
+        )
+        profile = load_profile("sim")
+        policy = load_policy(config, profile=profile)
+        chunk = write_token_view(
+            policy,
+            profile,
+            arguments.picture,
+            inferences=arguments.inferences,
+            seed=arguments.seed,
+        )
+    for kept in chunk.retained:
+        console.print(
+            f"{kept.camera:<16} after layer {kept.layer:>2}: {kept.retain_ratio:.0%} kept"
+        )
+    console.print(f"{escape(str(arguments.picture))}")
     return 0
 
 
