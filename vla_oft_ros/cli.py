@@ -33,7 +33,8 @@ around the start pose and knows no task."""
 _VIEW = """\
 Lets the simulated robot work, asks the policy with token pruning as a node would, and writes a
 picture of the three cameras: what was seen, and which patches were kept after each stage and why.
-Needs no ROS. With the random policy of the demo the picture shows the mechanism, not a skill."""
+Needs no ROS. With the random policy of the demo the picture shows the mechanism, not a skill.
+Ends with 0 once the picture is written."""
 
 _CHECK = """\
 Looks at this machine: Python, ROS 2, messages, torch and GPU, MuJoCo and OpenGL, memory, disk,
