@@ -69,6 +69,14 @@ class NodeProcesses:
         """Where the output of a node goes."""
         return self._log_dir / f"{name}.log"
 
+    def send_signal(self, name: str, number: int) -> None:
+        """Sends a signal to one node."""
+        self._processes[name].send_signal(number)
+
+    def wait(self, name: str) -> int:
+        """Waits until one node has ended; returns its exit code."""
+        return self._processes[name].wait(_STOP_TIMEOUT_S)
+
     def ended(self) -> dict[str, int]:
         """Name → exit code of every node that has ended by itself."""
         codes = {name: process.poll() for name, process in self._processes.items()}
