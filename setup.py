@@ -42,7 +42,19 @@ MODEL = [
 ]
 # And the assets inside gym-aloha, installed with --no-deps: nothing of its code is used.
 SIM = ["mujoco>=3.8,<3.9"]
-TRAIN = [*MODEL]
+# Demonstrations: bags, HDF5, RLDS and LeRobot sets.
+DATA = [
+    "av>=13",
+    "google-crc32c>=1.5",
+    "h5py>=3.10",
+    "lz4>=4.3",
+    "Pillow>=10",
+    "pyarrow>=17",
+    "rosbags>=0.11,<0.12",
+    "simplejpeg>=1.7",
+    "zstandard>=0.22",
+]
+TRAIN = [*MODEL, *DATA]
 
 # ROS 2 Jazzy as wheels. The bounds matter: without them pip takes the newest ROS 2 distribution.
 ROS_RUN = [
@@ -80,6 +92,8 @@ ROS_BUILD = [
 ]
 DEV = [
     "hypothesis>=6.100",
+    "mcap>=1.2",
+    "mcap-ros2-support>=0.5",
     "mypy>=1.10",
     "pytest>=8,<9",
     "pytest-timeout>=2.3",
@@ -112,6 +126,7 @@ setup(
     ],
     extras_require={
         "model": MODEL,
+        "data": DATA,
         "sim": SIM,
         "train": TRAIN,
         "ros": ROS_RUN + ROS_BUILD,
