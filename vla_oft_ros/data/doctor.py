@@ -24,6 +24,8 @@ from vla_oft_ros.data.verdict import Finding, Verdict, worst
 
 THUMBNAIL_PX = (32, 24)
 """Width and height of the pictures that are compared."""
+PICTURE_PX = (212, 159)
+"""Width and height of the pictures that are shown."""
 _MIN_SET = 4
 """Fewer episodes have no majority to be unlike of."""
 _SWAPPED = 0.6
@@ -54,7 +56,7 @@ class EpisodeReport:
         digest: Equal episodes have equal digests.
         pose: (4, 14) mean and standard deviation of qpos and action.
         largest_step_rad: Largest step of an arm joint between two actions.
-        thumbnails: Camera → (3, h, w, 3) uint8: at the start, in the middle, at the end.
+        thumbnails: Camera → (3, h, w, 3) uint8 pictures: at the start, in the middle, at the end.
         mean_images: Camera → (h, w, 3) float32, mean over the episode.
         sizes: Camera → (height, width).
         qpos: (T, 14), for the plots.
@@ -118,20 +120,20 @@ def check_episode(episode: Episode, limits: EpisodeLimits | None = None) -> Epis
     looks: dict[str, CameraLook] = {}
     thumbnails: dict[str, np.ndarray] = {}
     mean_images: dict[str, np.ndarray] = {}
-    chosen = [0, len(episode) // 2, len(episode) - 1]
+    chosen = (0, len(episode) // 2, len(episode) - 1)
     for camera, images in episode.images.items():
         digests, film = [], []
         for step in range(len(episode)):
             image = images[step]
             digests.append(digest_of(image))
-            film.append(cv2.resize(image, THUMBNAIL_PX, interpolation=cv2.INTER_AREA))
+            film.append(_shrunk(image, THUMBNAIL_PX))
         small = np.stack(film)  # (T, h, w, 3)
         looks[camera] = CameraLook(
             digests=np.array(digests, dtype=np.int64),
             brightness=small.mean(axis=(1, 2, 3)),
             change=np.abs(np.diff(small.astype(np.int16), axis=0)).mean(axis=(1, 2, 3)),
         )
-        thumbnails[camera] = small[chosen]
+        thumbnails[camera] = np.stack([_shrunk(images[step], PICTURE_PX) for step in chosen])
         mean_images[camera] = small.mean(axis=0, dtype=np.float32)
     steps = np.abs(np.diff(episode.action, axis=0).reshape(-1, len(ARMS), ARM_DIM)[..., :-1])
     return EpisodeReport(
@@ -159,6 +161,10 @@ def check_episode(episode: Episode, limits: EpisodeLimits | None = None) -> Epis
         qpos=episode.qpos,
         action=episode.action,
     )
+
+
+def _shrunk(image: np.ndarray, size_px: tuple[int, int]) -> np.ndarray:
+    return np.asarray(cv2.resize(image, size_px, interpolation=cv2.INTER_AREA))
 
 
 def examine(

@@ -73,13 +73,13 @@ def draw_episode(report: EpisodeReport) -> np.ndarray:
     """
     width = 2 * _PANEL_PX[0]
     rows = [_headline(report, width)]
-    pictures = [
-        cv2.resize(frame, (_PANEL_PX[0] // 4, _PANEL_PX[0] * 3 // 16))
-        for frames in report.thumbnails.values()
-        for frame in frames
-    ]
-    for first in range(0, len(pictures), 8):
-        rows.append(_filled(np.hstack(pictures[first : first + 8]), width))
+    pictures = []
+    for camera, frames in report.thumbnails.items():
+        strip = np.hstack(list(frames))  # (h, 3 · w, 3)
+        _write(strip, camera, (6, 16), (255, 255, 255))
+        pictures.append(strip)
+    for first in range(0, len(pictures), 2):
+        rows.append(_filled(np.hstack(pictures[first : first + 2]), width))
     panels = []
     for place, arm in enumerate(ARMS):
         joints = range(place * ARM_DIM, (place + 1) * ARM_DIM - 1)
