@@ -348,7 +348,9 @@ def test_the_command_line_shows_its_help_without_torch_and_ros() -> None:
 
 
 @pytest.mark.ros
-@pytest.mark.parametrize("node", ["controller_node", "sim_node", "policy_node"])
+@pytest.mark.parametrize(
+    "node", ["controller_node", "sim_node", "policy_node", "recorder_node", "teleop_node"]
+)
 def test_a_node_module_is_imported_without_torch_and_mujoco(node: str) -> None:
     pytest.importorskip("rclpy", reason="needs ROS 2")
     assert not loaded_by(f"import {NAME}.ros.{node}") & {"torch", "mujoco"}

@@ -15,9 +15,11 @@ from vla_oft_ros.config import (
     ConfigError,
     ControllerConfig,
     PolicyNodeConfig,
+    RecorderConfig,
     SafetyConfig,
     SimConfig,
     SyncConfig,
+    TeleopConfig,
     check_fields,
     config_dir,
     default_of,
@@ -33,6 +35,8 @@ NODES = {
     "policy.yaml": ("policy_node", PolicyNodeConfig),
     "controller.yaml": ("controller_node", ControllerConfig),
     "sim.yaml": ("sim_node", SimConfig),
+    "recorder.yaml": ("recorder_node", RecorderConfig),
+    "teleop.yaml": ("teleop_node", TeleopConfig),
 }
 """Parameter file → its node and its class."""
 PROFILES = "aloha.yaml"

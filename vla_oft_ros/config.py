@@ -1031,7 +1031,7 @@ class QualityConfig:
     max_skew_s: float = field(
         default=0.05,
         metadata=doc(
-            "Largest difference between the newest stamps of two cameras.",
+            "Largest time from an image to the nearest one of another camera.",
             unit="s",
             ge=0.0,
             le=10.0,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import array
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -16,11 +17,13 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image, JointState
 
 from vla_oft_ros import msg as messages
 from vla_oft_ros.aloha import ACTION_NAMES
-from vla_oft_ros.data.recorder import RecorderStatus, State
 from vla_oft_ros.image_decoding import ImageError, decode_compressed, decode_image
 from vla_oft_ros.motion_watch import Motion
 from vla_oft_ros.safety_report import LastIntervention, SafetyState
 from vla_oft_ros.types import ActionChunk, MotionMode, RetainedTokens
+
+if TYPE_CHECKING:
+    from vla_oft_ros.data.recorder import RecorderStatus, State
 
 NS_PER_S = 1_000_000_000
 

@@ -13,6 +13,7 @@ import time
 import traceback
 
 import numpy as np
+from geometry_msgs.msg import PoseStamped
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, qos_profile_sensor_data
 from rosgraph_msgs.msg import Clock
@@ -27,12 +28,14 @@ from vla_oft_ros.ros.conversions import (
     compressed_image_to_msg,
     image_to_msg,
     joint_state_to_msg,
+    pose_to_msg,
     stamp_from_msg,
     stamp_to_msg,
 )
 from vla_oft_ros.ros.diagnostics import OK, WARN, Diagnostics
 from vla_oft_ros.ros.lifecycle import declare_node_config, main_of
 from vla_oft_ros.ros.robot_io import targets_from_msg
+from vla_oft_ros.sim.tasks import load_task
 
 START_NS = 1_000_000_000
 """First simulated stamp: a ROS clock at zero counts as not running."""
@@ -87,6 +90,10 @@ class SimNode(Node):
                     CompressedImage, f"{topic}/compressed", sensor
                 )
         self._reward_publisher = self.create_publisher(Float32, config.reward_topic, 10)
+        self._object_publishers = {
+            cube.name: self.create_publisher(PoseStamped, f"{config.object_topic}/{cube.name}", 10)
+            for cube in load_task(config.task).cubes
+        }
         self._diagnostics = Diagnostics(self)
         self.create_subscription(
             JointState, config.target_topic, self._on_targets, QoSProfile(depth=10)
@@ -165,6 +172,7 @@ class SimNode(Node):
                     world.advance(self._dt_ns * group // self._groups - (self._stamp_ns - tick_ns))
                     self._stamp_ns = tick_ns + self._dt_ns * group // self._groups
                     self._publish_state(world)
+                self._publish_objects(world)
                 self._publish_images(world, infos)
                 self._await_targets()
                 due_s = self._pace(due_s)
@@ -197,6 +205,12 @@ class SimNode(Node):
         # The clock last: who is woken by it finds the joint states of this instant.
         self._clock_publisher.publish(Clock(clock=stamp_to_msg(stamp_ns)))
 
+    def _publish_objects(self, world: object) -> None:
+        """What only a simulation knows: where things are, and what the task is worth now."""
+        for name, publisher in self._object_publishers.items():
+            publisher.publish(pose_to_msg(world.cube_pose(name), self._stamp_ns, "world"))
+        self._reward_publisher.publish(Float32(data=float(world.reward())))
+
     def _publish_images(self, world: object, infos: dict[str, np.ndarray]) -> None:
         config = self.config
         for camera, image in world.images().items():
@@ -215,7 +229,6 @@ class SimNode(Node):
                 self._jpeg_publishers[camera].publish(
                     compressed_image_to_msg(image, self._stamp_ns, frame)
                 )
-        self._reward_publisher.publish(Float32(data=float(world.reward())))
 
     def _await_targets(self) -> None:
         """Lock-step: once targets flow, time does not run away from the one who sends them.

@@ -90,6 +90,8 @@ class TransferCubeDemonstrator:
     """
 
     duration_s = DURATION_S
+    look_s = _GRASP_S / SPEED
+    """Until then an operator looks where the cube is; afterwards the gripper hides it."""
 
     def __init__(self, model: mujoco.MjModel, start_opening: float = _CLOSED) -> None:
         self._solvers = {arm: ToolSolver(model, arm) for arm in ARMS}
@@ -207,7 +209,7 @@ def demonstrate(world: AlohaWorld) -> Iterator[np.ndarray]:
     period_s = world.control_period_ns * 1e-9
     cube = world.cube_pose(CUBE)
     for step in range(1, round(DURATION_S / period_s) + 1):
-        if step * period_s <= _GRASP_S / SPEED:
+        if step * period_s <= demonstrator.look_s:
             cube = world.cube_pose(CUBE)
         yield demonstrator.targets(step * period_s, cube)
 

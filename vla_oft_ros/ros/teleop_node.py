@@ -1,0 +1,127 @@
+"""A scripted operator at simulated leader arms: the whole path of teleoperation without hardware.
+
+Says what the drivers of real leaders say and forwards the leaders' positions to the followers as
+joint targets, through the same conversion of the grippers as real teleoperation. Where the object
+is it learns from the simulation.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from geometry_msgs.msg import PoseStamped
+from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, QoSProfile
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import JointState
+from std_msgs.msg import String
+from std_srvs.srv import Trigger
+
+from vla_oft_ros.aloha import ARMS, GRIPPERS, JOINT_STATE_NAMES, load_profile
+from vla_oft_ros.config import TeleopConfig
+from vla_oft_ros.ros.conversions import joint_state_to_msg, pose_from_msg, stamp_from_msg
+from vla_oft_ros.ros.lifecycle import declare_node_config, main_of
+from vla_oft_ros.ros.robot_io import targets_to_msg
+
+_LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+
+
+class TeleopNode(Node):
+    """Leaders and operator. Parameters: `TeleopConfig`.
+
+    Services (std_srvs/Trigger): `~/demonstrate` begins a demonstration, `~/rest` puts the leaders
+    back into the start pose. `~/phase` (latched String) says what the operator is doing.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("teleop_node", automatically_declare_parameters_from_overrides=True)
+        self.config: TeleopConfig = declare_node_config(self, TeleopConfig)
+        from vla_oft_ros.sim.aloha_world import AlohaWorld  # brings MuJoCo
+        from vla_oft_ros.sim.demonstrator import CUBE
+        from vla_oft_ros.sim.leaders import ScriptedOperator, leader_joints
+
+        config = self.config
+        self._profile = load_profile(config.profile, config.profiles_path)
+        self._leader_joints = leader_joints
+        world = AlohaWorld(self._profile.gripper)  # for its kinematics; nothing moves in it
+        opening = float(world.targets()[GRIPPERS[0]])
+        self._operator = ScriptedOperator(world.model, opening, config.rest_s)
+        self._generator = np.random.default_rng(config.seed)
+        self._cube: np.ndarray | None = None
+        self._leader_publishers = [
+            self.create_publisher(JointState, topic, 10)
+            for topic in self._profile.leader_joint_state_topics
+        ]
+        self._target_publisher = self.create_publisher(JointState, config.target_topic, 10)
+        self._phase_publisher = self.create_publisher(String, "~/phase", _LATCHED)
+        self.create_subscription(
+            PoseStamped, f"{config.object_topic}/{CUBE}", self._on_cube, QoSProfile(depth=1)
+        )
+        self.create_service(Trigger, "~/demonstrate", self._on_demonstrate)
+        self.create_service(Trigger, "~/rest", self._on_rest)
+        self._period_ns = round(1e9 / config.rate_hz)
+        self._stamp_ns = 0
+        if self.get_parameter("use_sim_time").value:
+            # A timer would skip instants when two messages of the clock arrive at once.
+            self.create_subscription(Clock, "/clock", self._on_clock, QoSProfile(depth=100))
+        else:
+            self.create_timer(1.0 / config.rate_hz, self._on_timer)
+        self._tell()
+
+    def _on_cube(self, message: PoseStamped) -> None:
+        self._cube = pose_from_msg(message)
+
+    def _on_demonstrate(
+        self, request: Trigger.Request, response: Trigger.Response
+    ) -> Trigger.Response:
+        response.success = self._cube is not None
+        if self._cube is None:
+            response.message = (
+                f"nobody says on {self.config.object_topic} where the cube is: start sim_node"
+            )
+            return response
+        offset_m = np.zeros(3)
+        if self._generator.random() < self.config.miss_share:
+            angle = self._generator.uniform(0.0, 2.0 * np.pi)
+            offset_m[:2] = self.config.miss_by_m * np.array([np.cos(angle), np.sin(angle)])
+        self._operator.demonstrate(offset_m)
+        self._tell()
+        return response
+
+    def _on_rest(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        self._operator.rest()
+        self._tell()
+        response.success = True
+        return response
+
+    def _on_timer(self) -> None:
+        self._tick(int(self.get_clock().now().nanoseconds))
+
+    def _on_clock(self, message: Clock) -> None:
+        stamp_ns = stamp_from_msg(message.clock)
+        if not 0 <= stamp_ns - self._stamp_ns < self._period_ns:  # a clock may begin anew
+            self._stamp_ns = stamp_ns
+            self._tick(stamp_ns)
+
+    def _tick(self, stamp_ns: int) -> None:
+        """What leaders and operator do at one instant."""
+        phase = self._operator.phase
+        cube = np.zeros(3) if self._cube is None else self._cube
+        positions = self._operator.positions(stamp_ns, cube)
+        targets = []
+        for arm, publisher in zip(ARMS, self._leader_publishers, strict=True):
+            joints = self._leader_joints(self._profile, arm, positions)
+            # Velocity and effort stay empty, as a simulated driver (xs_sdk_sim) leaves them.
+            publisher.publish(joint_state_to_msg(JOINT_STATE_NAMES, joints, stamp_ns))
+            targets.append(self._profile.leader_action(JOINT_STATE_NAMES, joints.tolist()))
+        self._target_publisher.publish(targets_to_msg(np.concatenate(targets), stamp_ns))
+        if self._operator.phase is not phase:
+            self._tell()
+
+    def _tell(self) -> None:
+        self._phase_publisher.publish(String(data=self._operator.phase.value))
+
+
+main = main_of(TeleopNode)
+
+if __name__ == "__main__":
+    main()
