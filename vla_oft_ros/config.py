@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -233,6 +234,9 @@ def load_node_config(
     return from_mapping(cls, values, f"{path}, {node_name}")
 
 
+_EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
+
+
 def load_tool_config(cls: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
     """Reads the settings of a command-line tool: the fields of one class at the top level.
 
@@ -250,9 +254,11 @@ def load_tool_config(cls: type[T], path: Path, overrides: Sequence[str] = ()) ->
         if not equals or not name:
             raise ConfigError(f"--set: expected name=value; got {override!r}")
         try:
-            flat[name.strip()] = yaml.safe_load(text)
+            value = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise ConfigError(f"--set {name}: expected a value in YAML; {error}") from None
+        # YAML 1.1 takes 1e-3 for a word; only 1.0e-3 is a number to it.
+        flat[name.strip()] = float(text) if _EXPONENT.fullmatch(text.strip()) else value
     return from_mapping(cls, _merge(load_yaml(path), nest(flat)), str(path))
 
 

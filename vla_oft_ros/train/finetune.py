@@ -28,7 +28,7 @@ from vla_oft_ros.train.base import load_base, make_small_base
 from vla_oft_ros.train.checkpoints import DivergedError, Trainee, resume, save, saved_checkpoints
 from vla_oft_ros.train.lora import choose_trained
 from vla_oft_ros.train.objectives import Batch, Losses, Objective
-from vla_oft_ros.train.processes import Processes, gradients_later, joined, spread
+from vla_oft_ros.train.processes import Processes, gradients_later, joined, split_again, spread
 from vla_oft_ros.train.report import TrainingReport
 from vla_oft_ros.train.samples import (
     Preparation,
@@ -320,6 +320,7 @@ class _Training:
             losses: Losses = self.module(placed)
             count = losses.total.new_tensor(float(self.objective.count(placed)))
             _accumulate(sums, {"loss": torch.stack([losses.total, count]), **losses.figures})
+        split_again(self.module)
         self.module.train()
         means = self._means(sums, step)
         return {f"validation_{name}": value for name, value in means.items()}

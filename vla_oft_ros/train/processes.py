@@ -135,6 +135,14 @@ def gradients_later(module: nn.Module, later: bool) -> Iterator[None]:
     yield
 
 
+def split_again(module: nn.Module) -> None:
+    """After a forward pass without a backward one, FSDP still holds the whole network: gives the
+    shards their places back, which optimizer and saving look for.
+    """
+    if isinstance(module, FSDPModule):
+        module.reshard()
+
+
 def whole(tensor: Tensor) -> Tensor:
     """A parameter or its state put together from all processes; all must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
