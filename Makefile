@@ -1,18 +1,22 @@
 # Every target is a command that a person could type; `make setup` comes before each of them by itself.
 PYTHON ?= python3
 SECONDS ?= 30
+EPISODES ?= 10
 RUN := $(PYTHON) tools/ros_env.py
 
-.PHONY: help setup demo test bench lint format clean
+.PHONY: help setup demo record-demo test bench lint format clean
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /\1\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 13
 
 setup: ## everything the others need, once: .venv, pinned packages, messages, OpenGL
 	@$(PYTHON) tools/setup_env.py
 
 demo: setup ## a simulated ALOHA driven by the policy, for SECONDS=30 of simulated time
 	$(RUN) vla_oft demo --seconds $(SECONDS)
+
+record-demo: setup ## scripted demonstrations of the simulated ALOHA as bags, EPISODES=10 of them
+	$(RUN) vla_oft record-demo --episodes $(EPISODES)
 
 test: setup ## every test that needs no GPU and not minutes
 	$(RUN) python -m pytest -m "not gpu and not slow"

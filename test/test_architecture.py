@@ -37,6 +37,8 @@ STREAMS = (
 )
 MODEL_LIBRARIES = ("numpy", "torch", "safetensors", "tokenizers", "einops", "PIL", "cv2")
 MODEL_LIBRARIES += ("simplejpeg",)
+COMMAND_LINES = ("cli", "cli_record")
+"""The only modules outside ros/ that may start something of it, inside functions."""
 DATA_LIBRARIES = ("yaml", "rosbags", "zstandard", "lz4", "h5py", "pyarrow", "av", "google_crc32c")
 DATA_LIBRARIES += ("matplotlib",)
 
@@ -66,7 +68,7 @@ LAYERS = (
     Layer(("sim", "sim.*"), (*VALUES, *STREAMS, "sim", "sim.*"), ("numpy", "cv2", "mujoco")),
     Layer(("token_view",), (*VALUES, *STREAMS, "model.*", "policy", "sim.*"), ("numpy", "cv2")),
     Layer(("check",), (), ("rich",)),
-    Layer(("cli",), ("*",), ("rich",)),
+    Layer(COMMAND_LINES, ("*",), ("rich",)),
     Layer(("cli_data",), (*VALUES, "data.*"), ("rich",)),
     Layer(("cli_train",), (*VALUES, "train.*"), ("rich",)),
     Layer(("ros", "ros.*"), ("*",), ("*",)),
@@ -163,10 +165,10 @@ def breach(name: str, layer: Layer, imported: Import, package_dir: Path) -> str 
     if not below or not is_module(below, package_dir):
         return None  # the package itself, or a name inside a module that was looked at already
     if matches(below, ("ros", "ros.*", "msg", "msg.*")) and not matches(name, ("ros", "ros.*")):
-        if name != "cli":
+        if name not in COMMAND_LINES:
             return f"only ros/ and cli.py may import {imported.module}"
         if not imported.lazy:
-            return f"cli.py may import {imported.module} only inside a function"
+            return f"{name}.py may import {imported.module} only inside a function"
     elif name == "cli" and not imported.lazy:
         return f"cli.py may import {imported.module} only inside a function"
     if not matches(below, layer.own):

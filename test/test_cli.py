@@ -12,6 +12,7 @@ from vla_oft_ros.aloha import CAMERAS
 from vla_oft_ros.check import Finding
 
 COMMANDS = ("demo", "make-checkpoint", "view", "check", "make-demos", "train")
+COMMANDS += ("record", "record-demo")
 COMMANDS += ("recover", "inspect", "doctor", "convert", "stats")
 
 

@@ -107,6 +107,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     check.set_defaults(run=_run_check)
 
+    from vla_oft_ros.cli_record import add_record_commands
+
+    add_record_commands(partial(_add, commands))
+
     from vla_oft_ros.cli_data import add_data_commands
 
     add_data_commands(partial(_add, commands))

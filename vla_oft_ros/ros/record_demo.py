@@ -155,9 +155,7 @@ class _Director(Node):
 
         def heard() -> bool:
             topics = set(self.status.topics)
-            cameras = [
-                {topic, f"{topic}/compressed"} & topics for topic in profile.camera_topics
-            ]
+            cameras = [{topic, f"{topic}/compressed"} & topics for topic in profile.camera_topics]
             return needed <= topics and all(cameras)
 
         self.until(heard, "cameras and arms", _START_TIMEOUT_S)
