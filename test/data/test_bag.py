@@ -112,6 +112,42 @@ def test_without_leaders_the_action_is_the_target_that_followed(tmp_path: Path) 
         assert np.array_equal(episode.action[step], take.targets_at(index))
 
 
+def test_a_target_of_the_same_instant_belongs_to_the_tick(tmp_path: Path) -> None:
+    take = Take(leaders=False, targets=True)
+    times = [START_NS + round((index + 0.4) / 25 * NS) for index in range(10, 20)]
+    episode = read_bag(take.write(tmp_path / "bag"), ticks_ns=times)
+    for step, index in enumerate(range(10, 20)):
+        assert np.array_equal(episode.action[step], take.targets_at(index))
+
+
+def test_of_raw_and_compressed_images_those_that_came_first_are_read(tmp_path: Path) -> None:
+    topic = Take().profile.camera_topic("cam_high")
+    for first in ("raw", "compressed"):
+        take = Take(seconds=1.0)
+        sent = take.messages()
+        early = min(one.log_ns for one in sent if one.topic == topic)
+        stamp_ns = early - 1 if first == "compressed" else early + 1
+        extra = jpeg_image(START_NS, take.image("cam_high", 0))
+        sent.append(Sent(stamp_ns, f"{topic}/compressed", cdr.COMPRESSED_IMAGE, extra))
+        sent.sort(key=lambda one: one.log_ns)
+        take.messages = sent.copy  # type: ignore[method-assign]
+        bag = take.write(tmp_path / first)
+        if first == "raw":
+            assert len(read_bag(bag)) > 20
+        else:  # one compressed image, and none after it: the camera died, as it would have live
+            with pytest.raises(BagError, match="image cam_high ends"):
+                read_bag(bag)
+
+
+def test_messages_count_by_the_time_of_their_arrival_not_by_their_place(tmp_path: Path) -> None:
+    take = Take(seconds=1.0)
+    ordered = read_bag(take.write(tmp_path / "ordered"))
+    shuffled = take.messages()
+    np.random.default_rng(0).shuffle(shuffled)  # type: ignore[arg-type]
+    take.messages = shuffled.copy  # type: ignore[method-assign]
+    assert same(read_bag(take.write(tmp_path / "shuffled")), ordered)
+
+
 def test_instruction_profile_rate_colour_and_outcome_travel_with_the_bag(tmp_path: Path) -> None:
     take = Take(instruction="fold the shirt")
     episode = read_bag(take.write(tmp_path / "bag", outcome="success"))
@@ -298,6 +334,14 @@ def test_a_truncated_bag_is_refused_or_read_as_far_as_it_goes(tmp_path: Path) ->
     assert 40 < len(part) < len(whole)
     assert np.array_equal(part.qpos, whole.qpos[: len(part)])
     assert part.instruction == whole.instruction and any("damaged" in n for n in part.notes)
+
+
+def test_a_bag_that_lost_its_end_afterwards_is_refused(tmp_path: Path) -> None:
+    bag = Take(seconds=1.0).write(tmp_path / "bag")
+    file = bag / "bag_0.mcap"
+    file.write_bytes(file.read_bytes()[:-1000])
+    with pytest.raises(BagError, match=r"bag_0\.mcap: .*--on-damage repair"):
+        read_bag(bag)
 
 
 def test_simulated_log_times_are_told_from_stamps(tmp_path: Path) -> None:

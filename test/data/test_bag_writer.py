@@ -9,6 +9,7 @@ import os
 import random
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ import pytest
 import yaml
 from bag_samples import NS, START_NS, Take, bag_topic, text
 from mcap.reader import make_reader
+from mcap.records import Chunk, MessageIndex
+from mcap.stream_reader import StreamReader
 from mcap_ros2.decoder import DecoderFactory
 from rosbags.rosbag2 import Reader
 
@@ -92,6 +95,27 @@ def test_metadata_names_topics_types_hashes_qos_counts_and_distribution(tmp_path
     assert yaml.safe_load(channel.metadata["offered_qos_profiles"])[0]["history"] == "keep_last"
 
 
+def test_a_bag_folder_holds_its_two_files_and_nothing_else(tmp_path: Path) -> None:
+    bag = simple_bag(tmp_path / "bag", 3)
+    assert sorted(path.name for path in bag.iterdir()) == ["bag_0.mcap", "metadata.yaml"]
+
+
+def test_every_index_entry_points_at_its_message(tmp_path: Path) -> None:
+    bag = Take(seconds=1.0).write(tmp_path / "bag")
+    found, chunk = 0, None
+    with mcap_of(bag).open("rb") as file:
+        for record in StreamReader(file, emit_chunks=True, validate_crcs=True).records:
+            if isinstance(record, Chunk):
+                chunk = record.data
+            elif isinstance(record, MessageIndex):
+                assert chunk is not None
+                for log_ns, place in record.records:
+                    opcode, _, channel, _, log = struct.unpack_from("<BQHIQ", chunk, place)
+                    assert (opcode, channel, log) == (5, record.channel_id, log_ns)
+                    found += 1
+    assert found == len(Take(seconds=1.0).messages())
+
+
 def test_a_bag_that_exists_is_not_overwritten(tmp_path: Path) -> None:
     simple_bag(tmp_path / "bag", 3)
     with pytest.raises(FileExistsError):
@@ -122,6 +146,20 @@ def test_a_truncated_bag_gives_every_whole_chunk(tmp_path: Path, cut: int) -> No
         assert reader.message_count == len(kept)
     told = yaml.safe_load((bag / "metadata.yaml").read_text())["rosbag2_bagfile_information"]
     assert told["custom_data"] == {"instruction": "wave", "outcome": "failure"}
+
+
+def test_what_was_cut_off_is_gone_after_recovery(tmp_path: Path) -> None:
+    bag = simple_bag(tmp_path / "bag", 100)
+    whole = read_all(mcap_of(bag))
+    with mcap_of(bag).open("r+b") as file:
+        file.seek(-200, os.SEEK_END)  # into the index
+        file.truncate()
+        file.write(b"\x06" + (10**7).to_bytes(8, "little") + bytes(300_000))
+    recovery = recover_bag(bag)
+    assert recovery.dropped_bytes > 300_000
+    assert mcap_of(bag).read_bytes().endswith(b"\x89MCAP0\r\n")
+    assert mcap_of(bag).stat().st_size < 100_000
+    assert read_all(mcap_of(bag)) == whole
 
 
 def test_recovering_twice_changes_nothing(tmp_path: Path) -> None:
@@ -297,6 +335,26 @@ def test_a_write_that_fails_halfway_is_taken_back(
     written, error = fill(tmp_path / "bag")
     assert calls["rest"] > 0
     check_full(tmp_path / "bag", written, error)
+
+
+def test_a_file_on_a_full_disk_ends_with_its_last_whole_chunk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = McapWriter(tmp_path / "a.mcap", {}, chunk_bytes=1)
+    channel = writer.add_channel(writer.add_schema("t", "ros2msg", ""), "/t", {})
+    writer.write(channel, 0, 1, 1, bytes(1000))
+    whole = (tmp_path / "a.mcap").read_bytes()
+
+    def half(file: int, buffers: list[bytes]) -> int:
+        os.write(file, b"".join(buffers)[:500])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="space"):
+        patched.setattr("vla_oft_ros.data.mcap_writer.os.writev", half)
+        writer.write(channel, 0, 2, 2, bytes(1000))
+    assert (tmp_path / "a.mcap").read_bytes() == whole
+    writer.close({})  # there is room again: what was in memory is written after all
+    assert [time_ns for _, time_ns, _ in read_all(tmp_path / "a.mcap")] == [1, 2]
 
 
 def test_a_chunk_is_on_disk_when_its_time_has_passed(tmp_path: Path) -> None:
