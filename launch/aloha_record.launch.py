@@ -20,6 +20,7 @@ from launch.event_handlers import OnProcessExit
 from launch.events import Shutdown
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import Node
+from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
 
 PACKAGE = "vla_oft_ros"
@@ -46,7 +47,12 @@ def _start(context: LaunchContext) -> list:
         raise ValueError(f"launch argument sim: expected true or false; got {sim!r}")
 
     def node(name: str, yaml: str, overrides: dict[str, object]) -> Node:
-        given = {key: value for key, value in overrides.items() if value != ""}
+        # As strings they would be read as YAML: off is a word here, and so is an instruction.
+        given: dict[str, object] = {
+            key: ParameterValue(value, value_type=str) if isinstance(value, str) else value
+            for key, value in overrides.items()
+            if value != ""
+        }
         given |= {"exit_with_parent": True}
         if name != "sim_node":
             given["use_sim_time"] = sim == "true"
