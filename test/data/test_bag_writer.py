@@ -162,6 +162,21 @@ def test_what_was_cut_off_is_gone_after_recovery(tmp_path: Path) -> None:
     assert read_all(mcap_of(bag)) == whole
 
 
+def test_a_recording_that_was_killed_at_once_is_an_empty_bag(tmp_path: Path) -> None:
+    writer = BagWriter(tmp_path / "bag", {"instruction": "wave"})
+    writer.add_topic(bag_topic("/text", STRING))
+    writer.write("/text", START_NS, text("never on disk"))
+    writer.abort()
+    recovery = recover_bag(tmp_path / "bag")
+    assert (recovery.messages, recovery.was_whole) == (0, False)
+    assert read_all(mcap_of(tmp_path / "bag")) == []
+    with Reader(tmp_path / "bag") as reader:
+        assert reader.message_count == 0
+    (tmp_path / "bag" / "bag_0.mcap").write_bytes(b"\x89MCAP0\r\n")
+    with pytest.raises(ValueError, match="nothing to recover"):
+        recover_bag(tmp_path / "bag")
+
+
 def test_recovering_twice_changes_nothing(tmp_path: Path) -> None:
     bag = simple_bag(tmp_path / "bag", 100)
     before = {path.name: path.read_bytes() for path in bag.iterdir()}
@@ -242,7 +257,7 @@ def check_killed(directory: Path, seed: int) -> None:
     last_ns = kill_while_writing(bag, random.Random(seed).randint(1, 1500))
     assert not (bag / "metadata.yaml").exists()
     recovery = recover_bag(bag)
-    assert last_ns - recovery.last_ns <= NS
+    assert last_ns - max(recovery.last_ns, START_NS) <= NS
     messages = read_all(mcap_of(bag))
     assert [time_ns for _, time_ns, _ in messages] == [
         START_NS + index * 5_000_000 for index in range(len(messages))

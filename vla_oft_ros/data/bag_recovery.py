@@ -24,7 +24,7 @@ from vla_oft_ros.data.bag_writer import (
     write_metadata,
 )
 from vla_oft_ros.data.mcap_reader import McapContent, McapReader
-from vla_oft_ros.data.mcap_records import Opcode, pack_map, pack_summary, pack_text, record
+from vla_oft_ros.data.mcap_records import MAGIC, Opcode, pack_map, pack_summary, pack_text, record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +96,7 @@ def recover_bag(
         return Recovery(
             path=path, was_whole=True, messages=count, last_ns=last_ns, dropped_bytes=0, damage=""
         )
-    if not content.channels and not content.messages and content.damage:
+    if content.end <= len(MAGIC):
         raise ValueError(f"{file}: nothing to recover; {content.damage}")
     information = _information(file, content, told, distribution)
     end = content.end
