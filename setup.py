@@ -54,7 +54,8 @@ DATA = [
     "simplejpeg>=1.7",
     "zstandard>=0.22",
 ]
-TRAIN = [*MODEL, *DATA]
+TRAIN = [*MODEL, *DATA, "accelerate>=1.0", "peft>=0.15", "transformers>=4.57,<6"]
+TENSORBOARD = ["tensorboard>=2.15"]
 
 # ROS 2 Jazzy as wheels. The bounds matter: without them pip takes the newest ROS 2 distribution.
 ROS_RUN = [
@@ -129,6 +130,7 @@ setup(
         "data": DATA,
         "sim": SIM,
         "train": TRAIN,
+        "tensorboard": TENSORBOARD,
         "ros": ROS_RUN + ROS_BUILD,
         "dev": DEV,
     },
