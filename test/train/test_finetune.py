@@ -20,6 +20,7 @@ import torch
 import yaml
 from made_up import CHUNK_LEN, SMALL, MakeConfig, make_episode
 from rich.console import Console
+from safetensors.torch import load_file
 
 from vla_oft_ros.config import (
     ConfigError,
@@ -327,6 +328,18 @@ def test_variants_of_the_computation_give_about_the_same_losses(
     expected = losses(tmp_path / "plain")
     tolerance = 1e-5 if exact else 0.3 if "film" in changes else 0.1
     assert losses(tmp_path / "other") == pytest.approx(expected, rel=tolerance)
+
+
+def test_a_small_checkpoint_holds_nothing_but_zeros_for_words_that_it_never_reads(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    result = train(make_config(tmp_path, max_steps=3, weight_decay=0.1))
+    content = load_file(result.checkpoint_dir / "model.safetensors")
+    tokenizer = json.loads((result.checkpoint_dir / "tokenizer.json").read_text())
+    known = {*tokenizer["model"]["vocab"].values(), *(t["id"] for t in tokenizer["added_tokens"])}
+    rows = content["language_model.model.embed_tokens.weight"].any(dim=1)
+    assert {int(row) for row in rows.nonzero()} == known
+    assert not content["language_model.lm_head.weight"].any()
 
 
 def test_random_weights_must_not_stay_frozen(make_config: MakeConfig, tmp_path: Path) -> None:
