@@ -281,6 +281,9 @@ def test_the_stop_order_is_refuse_clear_hold_and_fall_silent_last(bench: Bench) 
     assert last < calls.index("gate.deactivate")
     assert spoke and all(spoke) and not publisher.is_activated
     assert node.state_id == State.PRIMARY_STATE_INACTIVE
+    calls.clear()
+    bench.graph.listen_in_silence()
+    assert calls == []  # nothing is even thought about any more
 
 
 def test_the_last_words_are_a_standstill_and_then_there_is_silence(bench: Bench) -> None:

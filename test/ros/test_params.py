@@ -189,6 +189,7 @@ def test_only_live_parameters_can_be_changed_and_each_change_is_applied(
     assert not change("word", "b")
     assert not change("volume", 10)
     assert not change("volume", 1.5)
+    assert change("use_sim_time", True)  # ROS's own, and none of ours
     assert applied == [("said", "hello"), ("volume", 9)]
     assert node.get_parameter("word").value == "a" and node.get_parameter("volume").value == 9
 
