@@ -30,7 +30,7 @@ class Layer:
     outside: tuple[str, ...]
 
 
-VALUES = ("types", "config", "aloha", "kinematics", "normalization")
+VALUES = ("types", "config", "config.*", "aloha", "kinematics", "normalization")
 STREAMS = (
     *("sync", "chunk_*", "safety*", "motion_limits", "clearance", "action_aware", "overlay"),
     *("frame_checks", "frame_ring", "parking", "shadow", "recording_traps", "motion_watch"),
@@ -44,7 +44,7 @@ DATA_LIBRARIES += ("matplotlib",)
 
 LAYERS = (
     Layer(("",), (), ()),
-    Layer(("config",), VALUES, ("numpy", "yaml")),
+    Layer(("config", "config.*"), ("config", "config.*"), ("yaml",)),
     Layer(VALUES, VALUES, ("numpy",)),
     Layer(STREAMS, VALUES + STREAMS, ("numpy",)),
     Layer(("image_decoding",), (), ("numpy", "cv2")),

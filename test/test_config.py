@@ -293,7 +293,8 @@ def test_safety_limits_that_contradict_each_other_are_refused(values: dict, expe
 def test_an_installation_without_its_yaml_files_is_told_to_install_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(config, "__file__", str(tmp_path / "lib" / "vla_oft_ros" / "config.py"))
+    module = tmp_path / "lib" / "vla_oft_ros" / "config" / "fields.py"
+    monkeypatch.setattr(config.fields, "__file__", str(module))
     with pytest.raises(ConfigError, match="Install the package again"):
         config_dir()
     share = tmp_path / "share" / "vla_oft_ros" / "config"

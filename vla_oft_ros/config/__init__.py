@@ -1,0 +1,66 @@
+"""Configuration as frozen dataclasses, one per node or tool, and the one way to fill them.
+
+Every name is imported from here; the files are for reading.
+"""
+
+from vla_oft_ros.config.controller import ChunkQueueConfig, ControllerConfig, SafetyConfig
+from vla_oft_ros.config.fields import (
+    ConfigError,
+    check_fields,
+    config_dir,
+    default_of,
+    doc,
+    field_types,
+    flat_fields,
+    from_mapping,
+    load_node_config,
+    load_tool_config,
+    load_yaml,
+    nest,
+)
+from vla_oft_ros.config.policy import (
+    PolicyConfig,
+    PolicyNodeConfig,
+    PreprocessingConfig,
+    PruningConfig,
+    SyncConfig,
+)
+from vla_oft_ros.config.recorder import QualityConfig, RecorderConfig
+from vla_oft_ros.config.sim import SimConfig, TeleopConfig
+from vla_oft_ros.config.training import (
+    FinetuneConfig,
+    OfficialTrainingConfig,
+    SmallModelConfig,
+    TrainingDataConfig,
+)
+
+__all__ = [
+    "ChunkQueueConfig",
+    "ConfigError",
+    "ControllerConfig",
+    "FinetuneConfig",
+    "OfficialTrainingConfig",
+    "PolicyConfig",
+    "PolicyNodeConfig",
+    "PreprocessingConfig",
+    "PruningConfig",
+    "QualityConfig",
+    "RecorderConfig",
+    "SafetyConfig",
+    "SimConfig",
+    "SmallModelConfig",
+    "SyncConfig",
+    "TeleopConfig",
+    "TrainingDataConfig",
+    "check_fields",
+    "config_dir",
+    "default_of",
+    "doc",
+    "field_types",
+    "flat_fields",
+    "from_mapping",
+    "load_node_config",
+    "load_tool_config",
+    "load_yaml",
+    "nest",
+]
