@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 if TYPE_CHECKING:
     from vla_oft_ros.data.sources import ReadOptions, Source
@@ -245,7 +245,8 @@ def _run_inspect(arguments: argparse.Namespace, console: Console) -> int:
     from vla_oft_ros.data.sources import read_source
 
     sources, options = _sources(arguments), _read_options(arguments)
-    table = Table("episode", "steps", "Hz", "cameras", "instruction", "profile", "outcome")
+    told = ("steps", "Hz", "cameras", "instruction", "profile", "outcome")
+    table = Table(Column("episode", overflow="fold"), *told)
     problems, notes, steps = [], [], 0
     for source in sources:
         try:
@@ -253,15 +254,14 @@ def _run_inspect(arguments: argparse.Namespace, console: Console) -> int:
         except ValueError as error:
             problems.append(str(error))
             continue
-        cameras = ", ".join(
+        cameras = "\n".join(
             f"{camera} {images[0].shape[1]}x{images[0].shape[0]}"
             for camera, images in episode.images.items()
         )
         steps += len(episode)
-        told = (episode.instruction, episode.profile, episode.outcome)
-        table.add_row(
-            *map(escape, (str(source), str(len(episode)), f"{episode.rate_hz:g}", cameras, *told))
-        )
+        numbers = (str(len(episode)), f"{episode.rate_hz:g}", cameras)
+        words = (episode.instruction, episode.profile, episode.outcome)
+        table.add_row(*map(escape, (str(source), *numbers, *words)))
         notes += [f"{source}: {note}" for note in episode.notes]
     console.print(table)
     for note in notes:
@@ -284,7 +284,7 @@ def _run_doctor(arguments: argparse.Namespace, console: Console) -> int:
         )
     problems = [result for result in results if isinstance(result, str)]
     reports = check_set([result for result in results if not isinstance(result, str)])
-    table = Table("episode", "verdict", "steps", "findings")
+    table = Table(Column("episode", overflow="fold"), "verdict", "steps", "findings")
     for report in reports:
         verdict = report.verdict.name.lower()
         findings = "\n".join(finding.text for finding in report.findings)
