@@ -1,0 +1,446 @@
+"""The recorder on the wire: bytes as they were sent, one bag per wish, no end that spoils one."""
+
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, QoSProfile
+from rclpy.serialization import serialize_message
+from ros.fakes import FakeRobot
+from ros.graph import TIMEOUT_S, Graph, parameters
+from sensor_msgs.msg import CompressedImage, JointState
+from std_msgs.msg import String
+from std_srvs.srv import SetBool, Trigger
+from vla_oft_ros.msg import EpisodeStatus
+
+from vla_oft_ros.aloha import ARMS, CAMERAS, JOINT_STATE_NAMES, load_profile
+from vla_oft_ros.config import config_dir
+from vla_oft_ros.data.bag import read_bag
+from vla_oft_ros.data.bag_recovery import recover_bag
+from vla_oft_ros.data.bag_storage import open_bag
+from vla_oft_ros.data.bag_writer import BagTopic, BagWriter
+from vla_oft_ros.ros.conversions import compressed_image_to_msg, joint_state_to_msg
+from vla_oft_ros.ros.processes import NodeProcesses
+from vla_oft_ros.ros.raw_topics import RawTopic
+from vla_oft_ros.ros.recorder_node import RecorderNode
+
+NO_DATA = "needs the extra data: pip install '.[data]'"
+pytest.importorskip("rosbags", reason=NO_DATA)
+mcap_reader = pytest.importorskip("mcap.reader", reason=NO_DATA)
+mcap_decoder = pytest.importorskip("mcap_ros2.decoder", reason=NO_DATA)
+
+PROFILE = load_profile("sim")
+STREAMS = len(CAMERAS) + 2 * len(ARMS)
+NS = 1_000_000_000
+START_S = 60.0
+
+
+class FakeStation(FakeRobot):
+    """The robot with its leaders: what a teleoperated ALOHA says. Remembers what was sent."""
+
+    def __init__(self, node: Node, compressed: bool = False) -> None:
+        super().__init__(node)
+        self.opening = 1.0
+        self.swing = 0.0
+        self.sent: dict[str, list[bytes]] = {}
+        self._leaders = [
+            node.create_publisher(JointState, topic, 10)
+            for topic in PROFILE.leader_joint_state_topics
+        ]
+        self._jpegs = {}
+        if compressed:
+            for publisher in self._cameras.values():
+                node.destroy_publisher(publisher)
+            self._cameras = {}
+            self._jpegs = {
+                camera: node.create_publisher(
+                    CompressedImage, f"{PROFILE.camera_topic(camera)}/compressed", 10
+                )
+                for camera in CAMERAS
+            }
+
+    def step(self) -> None:
+        super().step()
+        self.swing = 0.1 * np.sin(self.stamp_ns * 2e-9)
+        grip = PROFILE.gripper
+        span = grip.leader_joint_open_rad - grip.leader_joint_closed_rad
+        servo = grip.leader_joint_closed_rad + self.opening * span
+        position = np.array([self.swing, -0.96, 1.16, 0.0, -0.3, 0.0, servo, 0.02, -0.02])
+        for arm in ARMS:
+            self.arms[arm][0] = self.swing
+        for publisher in self._leaders:
+            message = joint_state_to_msg(JOINT_STATE_NAMES, position, self.stamp_ns)
+            data = serialize_message(message)
+            self.sent.setdefault(publisher.topic_name, []).append(data)
+            publisher.publish(data)
+        for camera, publisher in self._jpegs.items():
+            image = np.full((48, 64, 3), self.stamp_ns // 10**7 % 200 + 30, np.uint8)
+            publisher.publish(compressed_image_to_msg(image, self.stamp_ns, camera))
+
+
+class Station:
+    """A recorder, a robot to record, and an operator."""
+
+    def __init__(self, graph: Graph, folder: Path) -> None:
+        self.graph, self.folder = graph, folder
+        self.statuses = graph.hear(EpisodeStatus, "episode_status")
+
+    @property
+    def status(self) -> EpisodeStatus:
+        return self.statuses[-1]
+
+    def ask(self, name: str) -> Trigger.Response:
+        return self.graph.call(Trigger, f"recorder_node/{name}", Trigger.Request())
+
+    def must(self, name: str) -> None:
+        answer = self.ask(name)
+        assert answer.success, answer.message
+
+    def label(self, success: bool) -> None:
+        request = SetBool.Request(data=success)
+        assert self.graph.call(SetBool, "recorder_node/label", request).success
+
+    def until_state(self, state: int) -> None:
+        self.graph.until(lambda: self.statuses and self.status.state == state, f"state {state}")
+
+    def until_ready(self) -> None:
+        """Everything is heard."""
+        self.graph.until(
+            lambda: self.statuses and len(self.status.topics) >= STREAMS, "all streams", START_S
+        )
+        self.graph.until(lambda: self.ask("start").success, "the first start")
+
+    def record(self, messages: int = 60) -> int:
+        """Records one episode and returns its number."""
+        if not self.statuses or self.status.state != EpisodeStatus.STATE_RECORDING:
+            self.must("start")
+            self.until_state(EpisodeStatus.STATE_RECORDING)
+        self.graph.until(
+            lambda: sum(self.status.message_counts) > messages, f"{messages} messages"
+        )
+        self.must("stop")
+        self.until_state(EpisodeStatus.STATE_REVIEW)
+        return int(self.status.episode_index)
+
+    def on_disk(self) -> list[str]:
+        return sorted(path.parent.name for path in self.folder.glob("*/metadata.yaml"))
+
+    def bag(self, index: int) -> Path:
+        return self.folder / f"episode_{index:06d}"
+
+
+@pytest.fixture
+def make_station(make_graph: Callable, tmp_path: Path) -> Callable[..., Station]:
+    def make(robot: Callable[[Node], FakeRobot] = FakeStation, **config: object) -> Station:
+        given = {
+            "use_sim_time": "true",
+            "output_dir": str(tmp_path / "set"),
+            "camera_rate_hz": 50.0,
+            "status_rate_hz": 10.0,
+            "min_free_disk_gb": 0.0,
+            "instruction": "wave",
+            **config,
+        }
+        graph = make_graph(*parameters(**given))
+        station = Station(graph, tmp_path / "set")
+        station.node = graph.add(RecorderNode())  # type: ignore[attr-defined]
+        assert station.node.autostart()  # type: ignore[attr-defined]
+        station.robot = robot(graph.ear)  # type: ignore[attr-defined]
+        return station
+
+    return make
+
+
+def test_an_operator_starts_stops_labels_discards_and_records_anew(
+    make_station: Callable[..., Station],
+) -> None:
+    station = make_station()
+    assert not station.ask("stop").success and not station.ask("discard").success
+    station.until_ready()
+    assert not station.ask("start").success  # it is recording already
+    station.record()
+    assert station.status.episodes_on_disk == 1 == len(station.on_disk())
+    station.label(False)
+    station.until_state(EpisodeStatus.STATE_IDLE)
+    assert station.status.label == "failure"
+    assert station.record() == 1
+    station.must("discard")
+    station.until_state(EpisodeStatus.STATE_IDLE)
+    assert station.status.episodes_on_disk == 1 and station.on_disk() == ["episode_000000"]
+    station.must("start")
+    station.must("rerecord")
+    assert station.record() == 1
+    station.label(True)
+    assert station.on_disk() == ["episode_000000", "episode_000001"]
+    outcomes = []
+    for index in range(2):
+        with open_bag(station.bag(index)) as bag:
+            outcomes.append(bag.custom_data["outcome"])
+    assert outcomes == ["failure", "success"]
+
+
+def test_the_bag_holds_the_very_bytes_that_were_sent_and_any_reader_decodes_them(
+    make_station: Callable[..., Station],
+) -> None:
+    station = make_station()
+    station.until_ready()
+    station.record(800)
+    with open_bag(station.bag(0), check=True) as bag:
+        assert not bag.damage
+        for topic, sent in station.robot.sent.items():  # type: ignore[attr-defined]
+            recorded = [bag.read(entry) for entry in bag.entries if entry.topic == topic]
+            first = sent.index(recorded[0])
+            assert recorded == sent[first : first + len(recorded)]  # none missing, none changed
+        counts = dict(zip(station.status.topics, station.status.message_counts, strict=True))
+        assert {name: count for name, count in counts.items() if count} == {
+            name: count for name, count in bag.counts().items() if count
+        }
+    with next(station.bag(0).glob("*.mcap")).open("rb") as file:
+        reader = mcap_reader.make_reader(
+            file, decoder_factories=[mcap_decoder.DecoderFactory()], validate_crcs=True
+        )
+        decoded = list(reader.iter_decoded_messages())
+    assert len(decoded) == sum(counts.values())
+    assert {c.topic for _, c, _, m in decoded} >= {
+        *PROFILE.camera_topics,
+        *PROFILE.follower_joint_state_topics,
+        *PROFILE.leader_joint_state_topics,
+    }
+    episode = read_bag(station.bag(0))
+    assert (episode.instruction, episode.profile) == ("wave", "sim")
+    camera, stamp_ns = "cam_high", int(episode.image_stamps_ns["cam_high"][3])  # type: ignore[index]
+    assert np.array_equal(
+        episode.images[camera][3],
+        station.robot.image(camera, stamp_ns),  # type: ignore[attr-defined]
+    )
+
+
+def test_metadata_say_what_publishers_offer_and_the_hash_of_the_type(
+    make_station: Callable[..., Station],
+) -> None:
+    station = make_station()
+    latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+    publisher = station.graph.ear.create_publisher(String, "instruction", latched)
+    publisher.publish(String(data="transfer the cube"))
+    station.until_ready()
+    station.graph.until(
+        lambda: "/instruction" in station.status.topics, "the instruction", TIMEOUT_S
+    )
+    publisher.publish(String(data="fold the shirt"))
+    station.graph.until(
+        lambda: station.status.instruction == "fold the shirt", "the new instruction"
+    )
+    station.record()
+    metadata = yaml.safe_load((station.bag(0) / "metadata.yaml").read_text())
+    information = metadata["rosbag2_bagfile_information"]
+    assert information["custom_data"]["instruction"] == "fold the shirt"
+    topics = {
+        entry["topic_metadata"]["name"]: entry["topic_metadata"]
+        for entry in information["topics_with_message_count"]
+    }
+    (qos,) = topics["/instruction"]["offered_qos_profiles"]
+    assert (qos["durability"], qos["reliability"]) == ("transient_local", "reliable")
+    string_hash = "RIHS01_df668c740482bbd48fb39d76a70dfd4bd59db1288021743503259e948f6b1a18"
+    assert topics["/instruction"]["type_description_hash"] == string_hash
+
+
+def test_compressed_images_are_recorded_where_no_raw_ones_are_published(
+    make_station: Callable[..., Station],
+) -> None:
+    station = make_station(lambda node: FakeStation(node, compressed=True))
+    station.until_ready()
+    station.record()
+    images = [topic for topic in station.status.topics if "image" in topic]
+    assert sorted(images) == sorted(f"{topic}/compressed" for topic in PROFILE.camera_topics)
+    assert read_bag(station.bag(0)).images["cam_high"][0].shape == (48, 64, 3)
+
+
+def test_an_episode_is_refused_while_a_camera_is_silent_and_says_which(
+    make_station: Callable[..., Station],
+) -> None:
+    station = make_station(max_silence_s=0.3)
+    station.until_ready()
+    station.must("discard")
+    station.robot.silent = {"cam_left_wrist", "right"}  # type: ignore[attr-defined]
+    station.graph.listen_in_silence(0.6)
+    answer = station.ask("start")
+    assert not answer.success
+    assert "nothing was heard of cam_left_wrist, right follower" in answer.message
+    assert station.on_disk() == []
+
+
+def test_closing_both_grippers_starts_and_stops(make_station: Callable[..., Station]) -> None:
+    station = make_station(gripper_trigger="start_and_stop", gripper_hold_s=0.1)
+    robot = station.robot  # type: ignore[attr-defined]
+    station.graph.until(
+        lambda: station.statuses and len(station.status.topics) >= STREAMS, "all streams"
+    )
+    station.graph.listen_in_silence(0.3)
+    for expected in (EpisodeStatus.STATE_RECORDING, EpisodeStatus.STATE_REVIEW):
+        robot.opening = 0.0
+        station.until_state(expected)
+        robot.opening = 1.0
+        station.graph.listen_in_silence(0.1)
+    assert station.on_disk() == ["episode_000000"]
+
+
+def test_what_the_disk_does_not_take_in_time_is_counted_and_told_loudly(
+    make_station: Callable[..., Station], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = threading.Event()
+    real = BagWriter.write
+
+    def write(self: BagWriter, *arguments: object) -> None:
+        assert gate.wait(TIMEOUT_S)
+        real(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(BagWriter, "write", write)
+    monkeypatch.setattr("vla_oft_ros.data.recorder._MB", 20_000)  # of buffer_mb
+    station = make_station(buffer_mb=1)
+    told = station.graph.hear(DiagnosticArray, "/diagnostics")
+    station.until_ready()
+    station.graph.until(lambda: sum(station.status.dropped_counts) > 50, "an overflow")
+
+    def is_loud() -> bool:
+        return any(
+            status.name == "/recorder_node: recorder" and status.level == DiagnosticStatus.ERROR
+            for array in told
+            for status in array.status
+        )
+
+    station.graph.until(is_loud, "an error in the diagnostics")
+    gate.set()
+    station.must("stop")
+    station.until_state(EpisodeStatus.STATE_REVIEW)
+    with open_bag(station.bag(0)) as bag:
+        assert sum(station.status.message_counts) == len(bag.entries) > 0
+    assert any("are missing in the recording" in why for why in station.status.quality_reasons)
+
+
+def test_what_is_lost_on_the_way_is_counted(make_station: Callable[..., Station]) -> None:
+    station = make_station()
+    station.until_ready()
+    node = station.node  # type: ignore[attr-defined]
+    topic = PROFILE.leader_joint_state_topics[0]
+    publisher = station.robot._leaders[0]  # type: ignore[attr-defined]
+    message = joint_state_to_msg(JOINT_STATE_NAMES, np.zeros(9), 1)
+    for _ in range(300):  # nobody takes them meanwhile, and 200 may wait
+        publisher.publish(message)
+    station.graph.until(lambda: node._topics.heard[topic].lost, "the loss")
+    assert 90 <= node._topics.heard[topic].lost <= 110
+    assert any(
+        "are missing in the recording" in why for why in node._recorder.status().quality_reasons
+    )
+
+
+def test_losses_are_told_from_a_second_or_a_new_publisher() -> None:
+    described = BagTopic(name="/a", type="", definition="", type_hash="")
+    topic = RawTopic(described, publishers=frozenset({1}))
+    assert [topic.count_lost(number) for number in (5, 6, 9, 1, 2, None, 3)] == [
+        *(0, 0, 2, 0, 0, 0, 0)
+    ]
+    topic.publishers = frozenset({1, 2})
+    assert topic.count_lost(9) == 0 and topic.lost == 2
+
+
+def test_a_node_that_is_deactivated_keeps_what_it_recorded_and_falls_silent(
+    make_station: Callable[..., Station],
+) -> None:
+    station = make_station()
+    station.until_ready()
+    station.graph.until(lambda: sum(station.status.message_counts) > 50, "some messages")
+    station.node.trigger_deactivate()  # type: ignore[attr-defined]
+    station.until_state(EpisodeStatus.STATE_INACTIVE)
+    assert station.on_disk() == ["episode_000000"]
+    with open_bag(station.bag(0)) as bag:
+        assert not bag.damage and bag.entries
+    assert not station.ask("start").success
+    station.node.trigger_activate()  # type: ignore[attr-defined]
+    station.until_state(EpisodeStatus.STATE_REVIEW)
+    station.graph.until(lambda: station.ask("start").success, "a new start")
+
+
+@pytest.mark.parametrize("wrong", ["file", "taken"])
+def test_a_folder_that_cannot_be_used_is_refused_with_its_name(
+    wrong: str, make_graph: Callable, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    if wrong == "file":
+        (tmp_path / "set").touch()
+    graph = make_graph(*parameters(output_dir=str(tmp_path / "set")))
+    first = graph.add(RecorderNode())
+    assert first.autostart() is (wrong == "taken")
+    if wrong == "taken":
+        assert not graph.add(RecorderNode()).autostart()
+    told = capfd.readouterr().err
+    assert f"output_dir {tmp_path / 'set'}" in told and "Traceback" not in told
+
+
+def run_and_kill(graph: Graph, folder: Path, seed: int, number: int) -> None:
+    """Records a good episode and another one, during which the process is killed."""
+    with NodeProcesses(config_dir(), folder, os.environ) as nodes:
+        given = {"output_dir": str(folder / "set"), "status_rate_hz": 20.0}
+        given |= {"min_free_disk_gb": 0.0, "camera_rate_hz": 50.0}
+        nodes.start("recorder_node", "recorder.yaml", given)
+        station = Station(graph, folder / "set")
+        station.until_ready()
+        station.record()
+        before = {path: path.read_bytes() for path in station.bag(0).iterdir() if path.is_file()}
+        station.must("start")
+        station.until_state(EpisodeStatus.STATE_RECORDING)
+        began_ns = time.time_ns()
+        graph.listen_in_silence(random.Random(seed).uniform(0.0, 1.5))
+        killed_ns = time.time_ns()
+        os.kill(nodes._processes["recorder_node"].pid, number)
+        nodes._processes["recorder_node"].wait(TIMEOUT_S)
+        if number == signal.SIGTERM:
+            assert nodes.ended() == {"recorder_node": 0}
+            assert station.on_disk() == ["episode_000000", "episode_000001"]
+        else:
+            assert station.on_disk() == ["episode_000000"]
+            recover_bag(station.bag(1))
+        with open_bag(station.bag(1), check=True) as bag:
+            assert not bag.damage
+            last_ns = bag.entries[-1].log_ns if bag.entries else began_ns
+        assert killed_ns - last_ns <= NS
+        assert before == {
+            path: path.read_bytes() for path in station.bag(0).iterdir() if path.is_file()
+        }
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_killed_recorder_leaves_all_but_the_last_second(
+    seed: int, make_graph: Callable, tmp_path: Path
+) -> None:
+    graph = make_graph()
+    FakeStation(graph.ear)
+    run_and_kill(graph, tmp_path, seed, signal.SIGKILL)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_fifty_killed_recorders_leave_all_but_the_last_second(
+    make_graph: Callable, tmp_path: Path
+) -> None:
+    graph = make_graph()
+    FakeStation(graph.ear)
+    for seed in range(100, 150):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        run_and_kill(graph, folder, seed, signal.SIGKILL)
+
+
+def test_a_recorder_that_is_told_to_end_saves_the_episode_first(
+    make_graph: Callable, tmp_path: Path
+) -> None:
+    graph = make_graph()
+    FakeStation(graph.ear)
+    run_and_kill(graph, tmp_path, 0, signal.SIGTERM)
