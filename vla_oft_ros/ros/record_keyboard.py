@@ -15,6 +15,7 @@ import tty
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import rclpy
@@ -87,7 +88,7 @@ class RecorderClient(Node):
         self.create_subscription(EpisodeStatus, "episode_status", self._on_status, 10)
         latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
         self._instruction = self.create_publisher(String, "instruction", latched)
-        self._services = {
+        self._wishes = {
             name: self.create_client(kind, f"{recorder}/{name}")
             for name, kind in (
                 ("start", Trigger),
@@ -120,9 +121,11 @@ class RecorderClient(Node):
         elif key in (" ", "\r", "\n"):
             self._ask("stop" if recording else "start", Trigger.Request())
         elif key in ("s", "f"):
+            label = partial(self._ask, "label", SetBool.Request(data=key == "s"))
             if recording:
-                self._ask("stop", Trigger.Request())
-            self._ask("label", SetBool.Request(data=key == "s"))
+                self._ask("stop", Trigger.Request(), label)
+            else:
+                label()
         self._armed = ""
         return True
 
@@ -131,8 +134,8 @@ class RecorderClient(Node):
         self._instruction.publish(String(data=instruction))
         self.told = f"instruction: {instruction}"
 
-    def _ask(self, service: str, request: object) -> None:
-        client = self._services[service]
+    def _ask(self, service: str, request: object, then: Callable[[], None] | None = None) -> None:
+        client = self._wishes[service]
         if not client.service_is_ready():
             self.told = "no recorder answers; start it with `ros2 launch vla_oft_ros "
             self.told += "aloha_record.launch.py`, or leave --attach out"
@@ -140,6 +143,8 @@ class RecorderClient(Node):
 
         def answered(future: object) -> None:
             self.told = future.result().message
+            if then is not None:
+                then()
 
         client.call_async(request).add_done_callback(answered)
 
