@@ -101,8 +101,7 @@ def _run_train(arguments: argparse.Namespace, console: Console) -> int:
     from vla_oft_ros.train.finetune import finetune
 
     path = _shipped(arguments.config or Path("finetune.yaml"), config_dir())
-    result = finetune(load_tool_config(FinetuneConfig, path, arguments.overrides), console)
-    console.print(f"{escape(str(result.checkpoint_dir))}: {result.step} steps")
+    finetune(load_tool_config(FinetuneConfig, path, arguments.overrides), console)
     return 0
 
 

@@ -249,7 +249,7 @@ def test_two_processes_compute_what_one_computes(
     )
     one = train(make_config(tmp_path / "one", batch_size=4, **shared))
     two_dir = tmp_path / "two"
-    for steps in (2, 4):  # resumed half way
+    for steps in (2, 4) if sharding == "fsdp" else (4,):  # one of them resumed half way
         config = make_config(two_dir, batch_size=2, sharding=sharding, **shared)
         settings = write_settings(replace(config, max_steps=steps), tmp_path / "two.yaml")
         run_together(settings, 2)

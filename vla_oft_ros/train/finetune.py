@@ -232,6 +232,8 @@ class _Training:
                     saved = save(self.trainee, step, self.processes)
                     if report is not None:
                         report.say(f"saved {saved}")
+            if report is not None:
+                report.say(f"{max(first, config.max_steps)} steps done; {saved}")
         return TrainingResult(
             step=max(first, config.max_steps), checkpoint_dir=saved, figures=figures
         )
