@@ -184,17 +184,17 @@ def test_project_environment_leaves_a_sourced_installation_out() -> None:
     environment = load_tool("ros_env").environment
     base = {
         "PATH": "/opt/ros/jazzy/bin:/usr/bin",
-        "AMENT_PREFIX_PATH": "/home/me/ws/install/mine:/opt/ros/jazzy",
+        "AMENT_PREFIX_PATH": "/srv/me/ws/install/mine:/opt/ros/jazzy",
         "LD_LIBRARY_PATH": "/opt/ros/jazzy/lib:/usr/local/cuda/lib64",
-        "PYTHONPATH": "/home/me/ws/install/mine/lib/python3.12/site-packages:/home/me/mine",
-        "HOME": "/home/me",
+        "PYTHONPATH": "/srv/me/ws/install/mine/lib/python3.12/site-packages:/srv/me/mine",
+        "HOME": "/srv/me",
     }
     env = environment(base)
     joined = ":".join(env.values())
-    assert "/opt/ros" not in joined and "/home/me/ws" not in joined
+    assert "/opt/ros" not in joined and "/srv/me/ws" not in joined
     assert env["LD_LIBRARY_PATH"].endswith("/usr/local/cuda/lib64")
-    assert env["PYTHONPATH"] == "/home/me/mine"
-    assert env["HOME"] == "/home/me"
+    assert env["PYTHONPATH"] == "/srv/me/mine"
+    assert env["HOME"] == "/srv/me"
 
 
 def test_project_environment_made_twice_is_the_same() -> None:
