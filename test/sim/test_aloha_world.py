@@ -10,12 +10,15 @@ pytest.importorskip("mujoco", reason="the extra 'sim' is not installed")
 from vla_oft_ros.aloha import (
     ARMS,
     GRIPPERS,
+    JOINT_LOWER_RAD,
     JOINT_STATE_NAMES,
+    JOINT_UPPER_RAD,
     START_ARM_POSE_RAD,
     GripperCalibration,
     load_profile,
     start_pose,
 )
+from vla_oft_ros.kinematics import end_effector_pose
 from vla_oft_ros.sim.aloha_world import TIMESTEP_NS, AlohaWorld
 from vla_oft_ros.sim.demonstrator import TransferCubeDemonstrator, demonstrate
 
@@ -242,6 +245,25 @@ def test_gripper_pose_equals_the_forward_kinematics_of_the_real_arm(
     pose = world.gripper_pose(arm)
     np.testing.assert_allclose(pose[:3, 3] + 0.1072 * pose[:3, 0], position_m, atol=2e-6)
     np.testing.assert_allclose(pose[:3, :3], rotation, atol=2e-6)
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_our_kinematics_equal_those_of_the_physics_in_any_pose(
+    world: AlohaWorld, arm: str
+) -> None:
+    rng = np.random.default_rng(0)
+    # gripper_link to ee_gripper_link in the URDF: 0.042825 + 0.025875 + 0.0385 m along x.
+    reach_m = 0.1072
+    for angles in rng.uniform(JOINT_LOWER_RAD, JOINT_UPPER_RAD, (100, 6)):
+        world.place_arm(arm, angles)
+        pose = world.gripper_pose(arm)
+        rotation, position_m = end_effector_pose(angles)
+        np.testing.assert_allclose(
+            pose[:3, 3] + reach_m * pose[:3, 0], position_m, rtol=0, atol=1e-6
+        )
+        # |R1 - R2|_F = 2 √2 sin(angle / 2): exact where arccos of a trace is not.
+        turn_rad = np.linalg.norm(pose[:3, :3] - rotation) / np.sqrt(2.0)
+        assert turn_rad <= 1e-6
 
 
 def test_restored_world_reads_and_continues_as_it_did_bit_for_bit(world: AlohaWorld) -> None:
