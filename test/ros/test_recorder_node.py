@@ -117,17 +117,25 @@ class Station:
         self.graph.until(
             lambda: self.statuses and len(self.status.topics) >= STREAMS, "all streams", START_S
         )
-        self.graph.until(lambda: self.ask("start").success, "the first start")
+        self.begin()
+
+    def begin(self) -> None:
+        """Starts an episode, whether or not an answer is lost on the way."""
+
+        def is_recording() -> bool:
+            if self.status.state != EpisodeStatus.STATE_RECORDING:
+                self.ask("start")
+            return bool(self.status.state == EpisodeStatus.STATE_RECORDING)
+
+        self.graph.until(is_recording, "the start")
 
     def record(self, messages: int = 60) -> int:
         """Records one episode and returns its number."""
-        if not self.statuses or self.status.state != EpisodeStatus.STATE_RECORDING:
-            self.must("start")
-            self.until_state(EpisodeStatus.STATE_RECORDING)
+        self.begin()
         self.graph.until(
             lambda: sum(self.status.message_counts) > messages, f"{messages} messages"
         )
-        self.must("stop")
+        self.ask("stop")
         self.until_state(EpisodeStatus.STATE_REVIEW)
         return int(self.status.episode_index)
 
@@ -394,8 +402,7 @@ def run_and_kill(graph: Graph, folder: Path, seed: int, number: int) -> None:
         station.until_ready()
         station.record()
         before = {path: path.read_bytes() for path in station.bag(0).iterdir() if path.is_file()}
-        station.must("start")
-        station.until_state(EpisodeStatus.STATE_RECORDING)
+        station.begin()
         began_ns = time.time_ns()
         graph.listen_in_silence(random.Random(seed).uniform(0.0, 1.5))
         killed_ns = time.time_ns()
