@@ -312,3 +312,4 @@ def test_one_node_that_refuses_takes_the_others_with_it(
     assert "[policy_node-1]: process has died" in said and "exit code 1" in said
     assert "expected a local checkpoint directory" in said
     assert "[controller_node-2]: process has finished cleanly" in said
+    assert "Caught exception" not in said

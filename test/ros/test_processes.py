@@ -162,6 +162,7 @@ def test_a_missing_checkpoint_ends_the_policy_with_1_and_its_path(
     code, told = end_of(nodes, "policy_node")
     assert code == 1
     assert str(missing) in told and "expected a local checkpoint directory" in told
+    assert "Change the section policy of policy.yaml" in told
     assert "Traceback" not in told
 
 
