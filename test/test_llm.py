@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from vla_oft_ros.model.attention import mix
 from vla_oft_ros.model.llm import (
     KeyValueCache,
     LayerOutput,
@@ -150,3 +151,26 @@ def test_rotation_keeps_lengths_and_depends_on_distance_only() -> None:
     for offset in range(-3, 4):
         diagonal = scores[0, 0].diagonal(offset)
         torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_in_training_is_attention(masked: bool) -> None:
+    """Under bf16 autocast on a CPU another formula serves; values and gradients stay the same."""
+    generator = torch.Generator().manual_seed(5)
+    mask = torch.rand(2, 1, 37, 37, generator=generator) < 0.7 if masked else None
+    if mask is not None:
+        mask[..., 0] = True
+    values, gradients = [], []
+    for autocast in (False, True):
+        inputs = [
+            torch.randn(2, 3, 37, 16, generator=generator.manual_seed(seed), requires_grad=True)
+            for seed in range(3)
+        ]
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            mixed = mix(*inputs, mask)
+        mixed.float().square().sum().backward()
+        values.append(mixed.float().detach())
+        gradients.append([entry.grad for entry in inputs])
+    assert torch.linalg.norm(values[1] - values[0]) < 0.01 * torch.linalg.norm(values[0])
+    for exact, rounded in zip(*gradients, strict=True):
+        assert torch.linalg.norm(rounded - exact) < 0.02 * torch.linalg.norm(exact)

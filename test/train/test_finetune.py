@@ -326,7 +326,7 @@ def test_variants_of_the_computation_give_about_the_same_losses(
     train(replace(plain, run_dir=str(tmp_path / "other"), **changes))
     exact = changes == {"gradient_checkpointing": True}
     expected = losses(tmp_path / "plain")
-    tolerance = 1e-5 if exact else 0.3 if "film" in changes else 0.1
+    tolerance = 1e-5 if exact else 0.3 if "film" in changes else 0.15
     assert losses(tmp_path / "other") == pytest.approx(expected, rel=tolerance)
 
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from vla_oft_ros.model.attention import attend
+from vla_oft_ros.model.attention import attend, mix
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +193,7 @@ class SelfAttention(nn.Module):
         if normalizer:
             mixed, logsumexp = attend(q, k, v)
         else:
-            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+            mixed = mix(q, k, v, mask)
         out: Tensor = self.o_proj(rearrange(mixed, "b h s d -> b s (h d)"))
         return out, logsumexp
 

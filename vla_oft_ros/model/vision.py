@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from vla_oft_ros.model.attention import mix
 from vla_oft_ros.model.film import Film, Modulation, modulate
 
 LAYER_NORM_EPS = 1e-6
@@ -78,7 +79,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B·N, tokens, width) to the same shape."""
         q, k, v = rearrange(self.qkv(x), "b t (qkv h d) -> qkv b h t d", qkv=3, h=self.heads)
-        mixed = F.scaled_dot_product_attention(q, k, v)  # (B·N, heads, tokens, head dim)
+        mixed = mix(q, k, v)  # (B·N, heads, tokens, head dim)
         out: Tensor = self.proj(rearrange(mixed, "b h t d -> b t (h d)"))
         return out
 

@@ -153,7 +153,10 @@ class _Training:
         self.module = spread(self.objective, processes, config.sharding)
         parameters = [p for p in checkpoint.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
-            parameters, lr=config.learning_rate, weight_decay=config.weight_decay
+            parameters,
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            fused=True,
         )
         self.parameters = parameters
         self.shares = Shares(
