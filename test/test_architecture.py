@@ -67,7 +67,7 @@ LAYERS = (
     ),
     Layer(("sim", "sim.*"), (*VALUES, *STREAMS, "sim", "sim.*"), ("numpy", "cv2", "mujoco")),
     Layer(("token_view",), (*VALUES, *STREAMS, "model.*", "policy", "sim.*"), ("numpy", "cv2")),
-    Layer(("check",), (), ("rich",)),
+    Layer(("check", "cli_bench"), (), ("rich",)),
     Layer(COMMAND_LINES, ("*",), ("rich",)),
     Layer(("cli_data",), (*VALUES, "data.*"), ("rich",)),
     Layer(("cli_train",), (*VALUES, "train.*"), ("rich",)),

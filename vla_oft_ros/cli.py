@@ -118,6 +118,10 @@ def build_parser() -> argparse.ArgumentParser:
     from vla_oft_ros.cli_train import add_training_commands
 
     add_training_commands(partial(_add, commands))
+
+    from vla_oft_ros.cli_bench import add_bench_command
+
+    add_bench_command(partial(_add, commands))
     return parser
 
 
