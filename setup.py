@@ -112,11 +112,12 @@ setup(
     # Said although it is the default: it makes an editable install one path entry, so that Python
     # finds both this source tree and the messages beside the installed packages.
     package_dir={"": "."},
-    package_data={NAME: ["py.typed", "**/*.json", "**/*.yaml", "**/*.xml"]},
+    package_data={NAME: ["py.typed", "**/*.json", "**/*.yaml", "**/*.xml", "policies/*.tar.xz"]},
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (f"share/{NAME}", ["package.xml"]),
         (f"share/{NAME}/config", files_in("config")),
+        (f"share/{NAME}/config/system", files_in("config/system")),
         (f"share/{NAME}/launch", files_in("launch")),
     ],
     install_requires=[

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import resource
 import shutil
 import sys
@@ -14,6 +15,8 @@ from rich.console import Console
 
 from vla_oft_ros import check
 from vla_oft_ros.check import Finding, check_machine, print_findings, write_findings
+from vla_oft_ros.config import ControllerConfig, config_dir
+from vla_oft_ros.config.system import UDEV_FILE
 
 
 @pytest.fixture
@@ -106,16 +109,47 @@ def test_memory_and_disk_are_judged_by_what_is_free(monkeypatch: pytest.MonkeyPa
     assert not check._disk().good and check._disk().found == "9 GiB free here"
 
 
-def test_real_time_needs_a_limit_or_root(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    monkeypatch.setattr(resource, "getrlimit", lambda what: (0, 0))
-    assert not check._real_time().good
-    for limit in (99, resource.RLIM_INFINITY):
-        monkeypatch.setattr(resource, "getrlimit", lambda what, limit=limit: (limit, limit))
-        assert check._real_time().good
-    monkeypatch.setattr(resource, "getrlimit", lambda what: (0, 0))
-    monkeypatch.setattr(os, "geteuid", lambda: 0)
-    assert check._real_time().good
+@pytest.mark.parametrize(
+    ("priority", "memory", "root", "good"),
+    [
+        (0, 0, False, False),
+        (99, 8 << 20, False, False),
+        (0, resource.RLIM_INFINITY, False, False),
+        (99, resource.RLIM_INFINITY, False, True),
+        (resource.RLIM_INFINITY, resource.RLIM_INFINITY, False, True),
+        (0, 0, True, True),
+    ],
+)
+def test_real_time_needs_both_limits_or_root(
+    monkeypatch: pytest.MonkeyPatch, priority: int, memory: int, root: bool, good: bool
+) -> None:
+    limits = {resource.RLIMIT_RTPRIO: priority, resource.RLIMIT_MEMLOCK: memory}
+    monkeypatch.setattr(os, "geteuid", lambda: 0 if root else 1000)
+    monkeypatch.setattr(resource, "getrlimit", lambda what: (limits[what], limits[what]))
+    assert check._real_time().good is good
+
+
+def test_the_advice_names_the_shipped_limits_which_permit_what_the_controller_asks_for() -> None:
+    advice = check._real_time().advice
+    path = Path(re.search(r"install -m 644 (\S+) ", advice)[1])
+    rows = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
+    limits = {row[2]: row[3] for row in rows if row and not row[0].startswith("#")}
+    assert int(limits["rtprio"]) >= ControllerConfig().realtime_priority > 0
+    assert limits["memlock"] == "unlimited"
+
+
+def test_the_shipped_udev_rules_are_rules_in_pairs_of_key_and_value() -> None:
+    """Every line matches something and then assigns something, in udev's grammar."""
+    term = re.compile(r'([A-Z_]+)(\{[\w/]+\})?(==|\+=|=)"[^"]+"')
+    lines = (config_dir() / "system" / UDEV_FILE).read_text(encoding="utf-8").splitlines()
+    rules = [line for line in lines if line and not line.startswith("#")]
+    assert len(rules) >= 8
+    for rule in rules:
+        terms = [term.fullmatch(part.strip()) for part in rule.split(", ")]
+        assert all(terms), rule
+        operators = [match[3] for match in terms]
+        assert operators[0] == "==" and operators[-1] in ("=", "+="), rule
+        assert operators == sorted(operators, key=lambda sign: sign != "=="), rule
 
 
 def test_this_python_is_good_enough() -> None:

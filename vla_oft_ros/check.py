@@ -24,6 +24,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from vla_oft_ros.config.system import limits_hint
+
 _PROBE_TIMEOUT_S = 60
 _MIN_DEMO_MEMORY_GIB = 3.0
 _MEMORY_7B_GIB = 20.0
@@ -241,14 +243,16 @@ def _disk() -> Finding:
 
 
 def _real_time() -> Finding:
-    soft, _ = resource.getrlimit(resource.RLIMIT_RTPRIO)
-    permitted = soft != 0 or os.geteuid() == 0  # RLIM_INFINITY is -1
+    priority, _ = resource.getrlimit(resource.RLIMIT_RTPRIO)
+    memory, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    root = os.geteuid() == 0
+    unlimited = memory == resource.RLIM_INFINITY
     return Finding(
         name="Real-time class",
-        good=permitted,
-        found=f"rtprio limit {'unlimited' if soft == resource.RLIM_INFINITY else soft}"
-        + (", running as root" if os.geteuid() == 0 else ""),
-        advice="add '@realtime - rtprio 99' to /etc/security/limits.d/realtime.conf and yourself "
-        "to the group "
-        "realtime; without it a busy machine delays the 25 Hz tick by some milliseconds",
+        good=root or (priority != 0 and unlimited),  # RLIM_INFINITY is -1
+        found=f"rtprio limit {'unlimited' if priority == resource.RLIM_INFINITY else priority}, "
+        f"memlock {'unlimited' if unlimited else f'{memory >> 10} KiB'}"
+        + (", running as root" if root else ""),
+        advice=f"{limits_hint()}; without it a busy machine delays the 25 Hz tick by some "
+        "milliseconds",
     )

@@ -12,11 +12,8 @@ import os
 import resource
 from pathlib import Path
 
-LIMITS_HINT = (
-    "put '@realtime - rtprio 98' and '@realtime - memlock unlimited' into "
-    "/etc/security/limits.d/realtime.conf, run `sudo groupadd -f realtime && sudo usermod -aG "
-    "realtime $USER`, and log in again; realtime_priority: 0 goes without"
-)
+from vla_oft_ros.config.system import limits_hint
+
 _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4  # linux/mman.h
 _PR_SET_TIMERSLACK = 29  # linux/prctl.h
 _TIMER_SLACK_NS = 1
@@ -33,12 +30,13 @@ def be_real_time(priority: int) -> list[str]:
         What was not permitted, one sentence each, with what to do about it.
     """
     problems = []
+    mend = f"{limits_hint()}; realtime_priority: 0 goes without"
     try:
         _schedule(os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, priority)
     except PermissionError:
         problems.append(
             f"the real-time class SCHED_FIFO {priority} is not permitted, so a busy machine will "
-            f"delay the tick by milliseconds; {LIMITS_HINT}"
+            f"delay the tick by milliseconds; {mend}"
         )
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_TIMERSLACK, _TIMER_SLACK_NS)
@@ -47,8 +45,7 @@ def be_real_time(priority: int) -> list[str]:
     unlimited = os.geteuid() == 0 or limit == resource.RLIM_INFINITY
     if not unlimited or libc.mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT) != 0:
         problems.append(
-            "locking memory is not permitted, so a machine that swaps will delay the tick; "
-            f"{LIMITS_HINT}"
+            f"locking memory is not permitted, so a machine that swaps will delay the tick; {mend}"
         )
     gc.collect()
     gc.freeze()  # what exists by now is never looked at again
