@@ -77,6 +77,12 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--config-dir", type=Path, help="folder of the YAML files (default: the shipped ones)"
     )
+    demo.add_argument(
+        "--record",
+        type=Path,
+        metavar="DIR",
+        help="keep a bag of the run in this folder, for `vla_oft review` (6 MB per second)",
+    )
     demo.set_defaults(run=_run_demo)
 
     make = _add(
@@ -151,6 +157,7 @@ def _run_demo(arguments: argparse.Namespace, console: Console) -> int:
             seed=arguments.seed,
             output_dir=arguments.output,
             config_dir=arguments.config_dir,
+            record_dir=arguments.record,
         ),
         console,
     )

@@ -18,6 +18,8 @@ from std_msgs.msg import Float32
 from vla_oft_ros import msg as messages
 from vla_oft_ros.aloha import ARMS, CAMERAS, JOINT_STATE_NAMES, start_pose
 from vla_oft_ros.config import config_dir
+from vla_oft_ros.data.bag_storage import open_bag
+from vla_oft_ros.data.cdr import STAMP_BYTES, read_stamp_ns
 from vla_oft_ros.ros.conversions import image_to_msg, joint_state_to_msg, stamp_to_msg
 from vla_oft_ros.ros.demo import judge
 from vla_oft_ros.ros.demo_monitor import DemoMonitor, Figures
@@ -216,6 +218,37 @@ def test_a_short_demo_ends_with_0_and_shows_what_it_saw(tmp_path: Path) -> None:
     assert film.get(cv2.CAP_PROP_FRAME_COUNT) >= 40
     assert "moved both arms at 25 Hz" in done.stdout and "targets" in done.stdout
     assert processes_of(tmp_path) == []
+
+
+@pytest.mark.sim
+def test_a_recorded_demo_leaves_a_whole_bag_of_all_that_the_policy_saw_kept_and_did(
+    tmp_path: Path,
+) -> None:
+    for module in ("mujoco", "torch", "rosbags"):
+        pytest.importorskip(module)
+    bags = tmp_path / "bags"
+    done = demo(tmp_path / "out", "--seconds", "3", "--record", str(bags))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert str(bags) in done.stdout.replace("\n", "")
+    with open_bag(bags / "episode_000000") as bag:
+        counts, stamps = bag.counts(), {"image": set(), "token": set()}
+        assert bag.damage == [] and bag.custom_data["instruction"] == "transfer the cube"
+        for entry in bag.entries:
+            kind = "image" if "image_rect" in entry.topic else "token"
+            if kind == "image" or entry.topic == "/retained_tokens":
+                stamps[kind].add(read_stamp_ns(bag.read(entry, STAMP_BYTES)))
+    for topic in ("/joint_targets", "/safety_status", "/task_reward"):
+        assert counts[topic] >= 74, counts
+    for topic in ("/action_chunk", "/pruning_status", "/diagnostics", "/episode_status"):
+        assert counts[topic] >= 2, counts
+    assert stamps["token"] and stamps["token"] <= stamps["image"]  # the very frames
+
+
+def test_a_recording_into_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "bags").touch()
+    done = demo(tmp_path / "out", "--record", str(tmp_path / "bags"))
+    assert done.returncode == 2
+    assert "--record: expected a folder" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_demo_whose_policy_cannot_start_ends_with_1_and_its_words(tmp_path: Path) -> None:

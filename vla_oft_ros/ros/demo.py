@@ -25,6 +25,7 @@ from rich.text import Text
 from vla_oft_ros.config import ConfigError
 from vla_oft_ros.config import config_dir as shipped_config_dir
 from vla_oft_ros.ros.demo_monitor import DemoMonitor, Figures
+from vla_oft_ros.ros.demo_recording import DemoRecording, recording_dir
 from vla_oft_ros.ros.processes import NodeProcesses, keep_on_loopback
 
 _START_TIMEOUT_S = 180.0
@@ -56,6 +57,7 @@ class DemoOptions:
         seed: Seed of the cube's pose and of a random checkpoint.
         output_dir: Folder for figures, pictures and logs.
         config_dir: Folder of the YAML files; None is the shipped one.
+        record_dir: Folder to keep a bag of the run in; None keeps none.
     """
 
     seconds: float
@@ -65,6 +67,7 @@ class DemoOptions:
     seed: int
     output_dir: Path
     config_dir: Path | None
+    record_dir: Path | None = None
 
 
 def run_demo(options: DemoOptions, console: Console) -> int:
@@ -79,7 +82,9 @@ def run_demo(options: DemoOptions, console: Console) -> int:
     if not 1.0 <= options.seconds <= _LONGEST_S:
         raise ConfigError(f"--seconds: expected 1 to {_LONGEST_S:g}; got {options.seconds:g}")
     config_dir = (options.config_dir or shipped_config_dir()).resolve()
-    for name in ("policy.yaml", "controller.yaml", "sim.yaml", "fastdds_loopback.xml"):
+    needed = ["policy.yaml", "controller.yaml", "sim.yaml", "fastdds_loopback.xml"]
+    record_dir = None if options.record_dir is None else recording_dir(options.record_dir)
+    for name in [*needed, *(["recorder.yaml"] if record_dir else [])]:
         if not (config_dir / name).is_file():
             raise ConfigError(f"{config_dir}: expected the file {name}; give another --config-dir")
     output_dir = options.output_dir.resolve()
@@ -93,10 +98,13 @@ def run_demo(options: DemoOptions, console: Console) -> int:
     monitor = DemoMonitor(options.seconds, output_dir / "cameras.mp4")
     executor = SingleThreadedExecutor()
     executor.add_node(monitor)
+    recording = DemoRecording(monitor, record_dir) if record_dir else None
     try:
         with NodeProcesses(config_dir, log_dir, os.environ) as nodes:
             _start(nodes, options, checkpoint_dir)
-            _watch(nodes, monitor, executor, console, options.seconds)
+            if recording:
+                recording.start(nodes, options.instruction, config_dir)
+            _watch(nodes, monitor, executor, console, options.seconds, recording)
             codes = nodes.stop()
     except DemoFailed as failure:
         console.print(f"[bold red]the demo failed:[/] {escape(str(failure))}", soft_wrap=True)
@@ -111,6 +119,8 @@ def run_demo(options: DemoOptions, console: Console) -> int:
     problems += [
         f"{name} ended with exit code {code}" for name, code in codes.items() if code != 0
     ]
+    if recording and recording.problem:
+        problems.append(f"nothing was recorded: {recording.problem}")
     _report(figures, problems, options, output_dir, monitor, console)
     return 1 if problems else 0
 
@@ -152,12 +162,19 @@ def _checkpoint(options: DemoOptions, output_dir: Path, console: Console) -> Pat
 
 def _start(nodes: NodeProcesses, options: DemoOptions, checkpoint_dir: Path) -> None:
     simulated = {"use_sim_time": True, "exit_with_parent": True}
-    nodes.start("sim_node", "sim.yaml", {"exit_with_parent": True, "seed": options.seed})
+    # Policy and recorder take the JPEGs, so that the bag holds what the policy saw.
+    sim: dict[str, object] = {"exit_with_parent": True, "seed": options.seed}
+    camera: dict[str, object] = {}
+    if options.record_dir is not None:
+        sim["publish_compressed"] = True
+        camera["image_transport"] = "compressed"
+    nodes.start("sim_node", "sim.yaml", sim)
     nodes.start(
         "policy_node",
         "policy.yaml",
         {
             **simulated,
+            **camera,
             "instruction": options.instruction,
             "policy.checkpoint_dir": str(checkpoint_dir),
             "policy.device": options.device,
@@ -174,6 +191,7 @@ def _watch(
     executor: SingleThreadedExecutor,
     console: Console,
     seconds: float,
+    recording: DemoRecording | None,
 ) -> None:
     started_s = time.monotonic()
     limit_s = started_s + _START_TIMEOUT_S + seconds / _SLOWEST_REAL_TIME_FACTOR
@@ -181,6 +199,8 @@ def _watch(
     with Live(console=console, refresh_per_second=_REFRESH_PER_S, transient=True) as live:
         while not monitor.done:
             executor.spin_once(timeout_sec=0.1)
+            if recording:
+                recording.poll()
             now_s = time.monotonic()
             if gone := nodes.ended():
                 name, code = next(iter(gone.items()))
@@ -243,6 +263,8 @@ def _report(
         f"Figures {output_dir / 'figures.json'}\nVideo   {output_dir / 'cameras.mp4'}\nPicture "
         f"{sheet}"
     )
+    if options.record_dir is not None:
+        console.print(f"Bag     {escape(str(options.record_dir))}: vla_oft review shows it again")
     for problem in problems:
         console.print(f"[bold red]not good:[/] {escape(problem)}", soft_wrap=True)
     if not problems:
