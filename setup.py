@@ -55,6 +55,8 @@ DATA = [
     "zstandard>=0.22",
 ]
 TRAIN = [*MODEL, *DATA, "accelerate>=1.0", "peft>=0.15", "transformers>=4.57,<6"]
+# The baseline that latency is compared with.
+BENCH = [*MODEL, "transformers>=4.57,<6"]
 TENSORBOARD = ["tensorboard>=2.15"]
 
 # ROS 2 Jazzy as wheels. The bounds matter: without them pip takes the newest ROS 2 distribution.
@@ -131,6 +133,7 @@ setup(
         "data": DATA,
         "sim": SIM,
         "train": TRAIN,
+        "bench": BENCH,
         "tensorboard": TENSORBOARD,
         "ros": ROS_RUN + ROS_BUILD,
         "dev": DEV,

@@ -1,0 +1,1 @@
+"""What the latency benchmarks share: a baseline, a random network of any size, rounds."""
