@@ -4,7 +4,7 @@ SECONDS ?= 30
 EPISODES ?= 10
 RUN := $(PYTHON) tools/ros_env.py
 
-.PHONY: help setup demo record-demo test bench lint format clean
+.PHONY: help setup demo record-demo test bench docs lint format clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 13
@@ -23,6 +23,9 @@ test: setup ## every test that needs no GPU and not minutes
 
 bench: setup ## what is fast and what is not, on this machine
 	set -e; for file in benchmark/*.py; do $(RUN) python $$file; done
+
+docs: setup ## docs/reference/, written from the code
+	$(RUN) python tools/make_docs.py
 
 lint: setup ## ruff and mypy
 	$(RUN) ruff check .
