@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -27,6 +26,7 @@ from vla_oft_ros.model.self_test import CheckResult, run_self_tests
 from vla_oft_ros.model.token_pruning import TokenPruning
 from vla_oft_ros.model.vla import Modulations
 from vla_oft_ros.normalization import normalize, unnormalize
+from vla_oft_ros.shipped_policies import checkpoint_path
 from vla_oft_ros.types import ActionChunk, MotionMode, Observation
 
 logger = logging.getLogger(__name__)
@@ -285,7 +285,8 @@ def load_policy(
     """
     if not config.checkpoint_dir:
         raise ValueError(
-            "checkpoint_dir: expected a local checkpoint directory; got an empty string"
+            "checkpoint_dir: expected a local checkpoint directory, or shipped:<name> for a "
+            "policy that comes with the package; got an empty string"
         )
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -294,7 +295,7 @@ def load_policy(
     if precision == "auto":
         precision = "fp32" if device.type == "cpu" else "bf16"
     checkpoint = load_checkpoint(
-        Path(config.checkpoint_dir).expanduser(),
+        checkpoint_path(config.checkpoint_dir),
         device=device,
         dtype=PRECISIONS[precision],
         unnorm_key=config.unnorm_key,

@@ -184,7 +184,8 @@ class PolicyConfig:
     checkpoint_dir: str = field(
         default="",
         metadata=doc(
-            "Directory of the fine-tuned checkpoint, official OFT layout; must be given."
+            "Directory of the fine-tuned checkpoint, official OFT layout, or shipped:<name> for a "
+            "policy that comes with the package; must be given."
         ),
     )
     device: str = field(
