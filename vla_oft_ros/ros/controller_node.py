@@ -25,6 +25,7 @@ from vla_oft_ros.chunk_queue import ActionChunkQueue
 from vla_oft_ros.chunk_report import JoinReport, JoinStatistics
 from vla_oft_ros.config import ConfigError, ControllerConfig
 from vla_oft_ros.parking import Parking
+from vla_oft_ros.ros import chunk_trace
 from vla_oft_ros.ros.controller_report import controller_report
 from vla_oft_ros.ros.conversions import chunk_from_msg, safety_to_msg
 from vla_oft_ros.ros.diagnostics import Diagnostics
@@ -93,7 +94,9 @@ class ControllerNode(ManagedNode):
         self._joins = JoinStatistics()
         self._diagnostics = Diagnostics(self)
         self._followers = FollowerStates(self, profile, self._on_joints)
-        self._parts = [self._followers, self._diagnostics]
+        self._trace = chunk_trace.ChunkTrace(self)
+        self._traced: tuple[int, int] | None = None
+        self._parts = [self._followers, self._diagnostics, self._trace]
         self._followers.setup()
         topic = SHADOW_TOPIC if config.shadow else config.target_topic
         self._robots: list = [JointStateRobot(self, topic)]
@@ -119,14 +122,10 @@ class ControllerNode(ManagedNode):
         }.items():
             service = self.create_service(Trigger, f"~/{name}", callback)
             self._handles.append((self.destroy_service, service))
-        if self._own_process and config.realtime_priority and not self._simulated:
+        if self._own_process and config.realtime_priority and not self.simulated:
             self._is_real_time = True
             for problem in be_real_time(config.realtime_priority):
                 self.get_logger().warning(problem)
-
-    @property
-    def _simulated(self) -> bool:
-        return bool(self.get_parameter("use_sim_time").value)
 
     def _subscribe(self, kind: type, topic: str, callback: object) -> None:
         subscription = self.create_subscription(kind, topic, callback, QoSProfile(depth=10))
@@ -150,8 +149,8 @@ class ControllerNode(ManagedNode):
         self._running = True
         # Simulated time drives the tick where it is used; on a robot the steady clock does, which
         # nobody can step.
-        self._tick = Tick(self, self._dt_ns, self._on_tick, simulated=self._simulated)
-        self._report_timer = self.create_timer(_DIAGNOSTICS_PERIOD_S, self._publish_diagnostics)
+        self._tick = Tick(self, self._dt_ns, self._on_tick, simulated=self.simulated)
+        self._report_timer = self.create_beat(_DIAGNOSTICS_PERIOD_S, self._publish_diagnostics)
 
     def _stop(self) -> None:
         self._running = False
@@ -238,6 +237,7 @@ class ControllerNode(ManagedNode):
                 f"chunk refused: {error}", throttle_duration_sec=_COMPLAIN_EVERY_S
             )
             return
+        self._traced = chunk.stamp_ns, time.time_ns()
         self._chunks += 1
         self._joins.add(self._join)
 
@@ -287,11 +287,16 @@ class ControllerNode(ManagedNode):
         decision = self._gate.check(self._wanted(now_ns), *self._with_now(now_ns))
         if decision.target is not None:
             self._tell_robots(decision.target, now_ns)
+            sent_ns = time.time_ns()
             if self.config.shadow and len(self._teleop) == len(ARMS):
                 teleop = np.concatenate([self._teleop[arm] for arm in ARMS])  # (14,)
                 self._shadow.add(decision.target, teleop)
         self._tell_reason(decision.state, decision.reason)
         self._publish_safety(now_ns)
+        if decision.target is not None and self._traced is not None:
+            (stamp_ns, queued_ns), self._traced = self._traced, None
+            instants = {chunk_trace.QUEUED: queued_ns, chunk_trace.PUBLISHED: sent_ns}
+            self._trace.publish(stamp_ns, instants)
 
     def _tell_reason(self, state: SafetyState, reason: str) -> None:
         if reason == self._reason:

@@ -20,6 +20,7 @@ from vla_oft_ros import msg as messages
 from vla_oft_ros.config import SafetyConfig
 from vla_oft_ros.ros.fault_world import DT_NS, FaultWorld
 from vla_oft_ros.ros.processes import NodeProcesses
+from vla_oft_ros.ros.stepped_clock import SteppedClock, has_compiler
 
 ALLOWANCE_S = 0.1
 """How much later than its limit a hold may begin."""
@@ -61,6 +62,8 @@ class Session:
     world: FaultWorld
     nodes: NodeProcesses
     simulated: bool
+    clocks: dict[str, SteppedClock]
+    """Wall clocks of the processes by name; empty where there is no C compiler."""
 
     def start(self, name: str) -> None:
         """Starts `controller_node` or `fault_policy`."""
@@ -69,7 +72,9 @@ class Session:
             "fault_policy": ("policy.yaml", POLICY),
         }[name]
         common = {"exit_with_parent": True, "use_sim_time": self.simulated}
-        self.nodes.start(name, yaml, {**overrides, **common})
+        clock = self.clocks.get(name)
+        environment = clock.environment if clock else None
+        self.nodes.start(name, yaml, {**overrides, **common}, environment)
 
     def kill(self, name: str) -> None:
         """Ends a process as a crash does."""
@@ -87,15 +92,15 @@ def session(
         RuntimeError: if it does not move.
     """
     world = FaultWorld(simulated=simulated)
+    names = ("controller_node", "fault_policy")
+    clocks = {name: SteppedClock(log_dir, name) for name in names if has_compiler()}
     try:
         with NodeProcesses(config_dir, log_dir, environment) as nodes:
-            running = Session(world, nodes, simulated)
-            running.start("controller_node")
-            running.start("fault_policy")
+            running = Session(world, nodes, simulated, clocks)
+            for name in names:
+                running.start(name)
             if not world.until(world.is_moving, _MOVING_TIMEOUT_S):
-                told = "\n".join(
-                    nodes.log_tail(name) for name in ("controller_node", "fault_policy")
-                )
+                told = "\n".join(nodes.log_tail(name) for name in names)
                 raise RuntimeError(f"the robot did not move; the nodes said\n{told}")
             yield running
     finally:
@@ -120,6 +125,8 @@ class Fault:
         limit_s: When a hold, stop or silence must have begun, without the allowance.
         part: Diagnostics that say the reason of a refusal; those of the safety gate otherwise.
         simulated: True if it needs simulated time.
+        wall_clock: True if it steps a wall clock, which needs a C compiler.
+        recovers_s: When it must move again after the end of the fault.
     """
 
     name: str
@@ -131,6 +138,8 @@ class Fault:
     limit_s: float = 0.0
     part: str = ""
     simulated: bool = False
+    wall_clock: bool = False
+    recovers_s: float = _MOVING_TIMEOUT_S
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,6 +187,8 @@ def inject(running: Session, fault: Fault) -> Verdict:
     recovered_s = time.monotonic() - ended_s
     if not problem and not moves:
         problem = f"no motion again: {world.status.reason if world.status else 'no status'}"
+    if not problem and recovered_s > fault.recovers_s:
+        problem = f"moves again after {recovered_s:.1f} s, expected {fault.recovers_s:g}"
     if not problem and world.largest_step_rad > MAX_STEP_RAD:
         problem = f"a target {world.largest_step_rad:.3f} rad away"
     return Verdict(

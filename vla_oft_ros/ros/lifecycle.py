@@ -20,11 +20,13 @@ from types import FrameType
 
 import rclpy
 from lifecycle_msgs.srv import ChangeState
+from rclpy.clock import Clock, ClockType
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.logging import get_logger
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
+from rclpy.timer import Timer
 
 from vla_oft_ros.ros.params import declare_config
 
@@ -131,6 +133,19 @@ class ManagedNode(LifecycleNode):
     def now_ns(self) -> int:
         """Present ROS time (simulated where use_sim_time is set), nanoseconds."""
         return int(self.get_clock().now().nanoseconds)
+
+    @property
+    def simulated(self) -> bool:
+        """True if this node lives by /clock."""
+        return bool(self.get_parameter("use_sim_time").value)
+
+    def create_beat(self, period_s: float, callback: Callable[[], None]) -> Timer:
+        """A timer on a clock that nobody can step, or on /clock where that is used.
+
+        A timer of the system clock stands still for as long as that clock is set back.
+        """
+        clock = None if self.simulated else Clock(clock_type=ClockType.STEADY_TIME)
+        return self.create_timer(period_s, callback, clock=clock)
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Builds; refuses with the reason and leaves nothing behind."""

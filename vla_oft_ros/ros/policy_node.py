@@ -7,6 +7,7 @@ knows nothing of torch: it is handed a `Policy` by `load_policy`.
 
 from __future__ import annotations
 
+import time
 import traceback
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -24,6 +25,7 @@ from vla_oft_ros.config import ConfigError, PolicyNodeConfig
 from vla_oft_ros.frame_checks import FrameChecks
 from vla_oft_ros.frame_ring import FrameRing, reference_ticks
 from vla_oft_ros.motion_watch import Motion, MotionWatch
+from vla_oft_ros.ros import chunk_trace
 from vla_oft_ros.ros.camera_input import CameraInput, Decode
 from vla_oft_ros.ros.conversions import (
     ImageError,
@@ -63,7 +65,7 @@ class PolicyNode(ManagedNode):
         self._inference: Future | None = None
         self._episode = 0
         self._clock_ns = 0
-        self._parts: list[CameraInput | FollowerStates | Diagnostics] = []
+        self._parts: list[CameraInput | FollowerStates | Diagnostics | chunk_trace.ChunkTrace] = []
         self._handles: list[tuple] = []
         self._beats: list = []
         on_live_change(self, PolicyNodeConfig, lambda _, value: self._set_instruction(value))
@@ -84,6 +86,7 @@ class PolicyNode(ManagedNode):
         self._ring = FrameRing(self._policy.cameras, tick_ns=self._dt_ns)
         self._watch = MotionWatch(self._dt_ns, self._policy.motion_scale)
         self._blind: list[str] = []
+        self._received_ns: dict[str, int] = {}
         self._times = RollingTimes()
         self._chunks = 0
         self._retain_ratio = 1.0
@@ -106,7 +109,8 @@ class PolicyNode(ManagedNode):
         for part in self._parts:
             part.setup()
         self._diagnostics = Diagnostics(self)
-        self._parts.append(self._diagnostics)
+        self._trace = chunk_trace.ChunkTrace(self)
+        self._parts += [self._diagnostics, self._trace]
         self._chunk_publisher = self.create_lifecycle_publisher(
             messages.ActionChunk, config.chunk_topic, 10
         )
@@ -166,8 +170,8 @@ class PolicyNode(ManagedNode):
     def _start(self) -> None:
         self._begin_episode()
         self._beats = [
-            self.create_timer(1.0 / self.config.control_rate_hz, self._tick),
-            self.create_timer(_DIAGNOSTICS_PERIOD_S, self._publish_diagnostics),
+            self.create_beat(1.0 / self.config.control_rate_hz, self._tick),
+            self.create_beat(_DIAGNOSTICS_PERIOD_S, self._publish_diagnostics),
         ]
 
     def _stop(self) -> None:
@@ -196,7 +200,11 @@ class PolicyNode(ManagedNode):
         self._parts, self._handles, self._policy = [], [], None
 
     def _on_frame(self, camera: str, stamp_ns: int, decode: Decode) -> None:
-        if self._builder.add_image(camera, stamp_ns, decode) and self._looks_back:
+        received_ns = time.time_ns()
+        if not self._builder.add_image(camera, stamp_ns, decode):
+            return
+        self._received_ns[camera] = received_ns
+        if self._looks_back:
             self._ring.add(camera, stamp_ns, decode)
 
     def _on_targets(self, message: JointState) -> None:
@@ -256,13 +264,34 @@ class PolicyNode(ManagedNode):
             references = self._ring.reference_images(observation.image_stamps_ns, ticks)
             observation = replace(observation, reference_images=references)
         self._inference = self._worker.submit(
-            self._infer, observation, motion, ticks, reset, self._episode
+            self._infer,
+            observation,
+            motion,
+            ticks,
+            reset,
+            self._episode,
+            self._instants(observation),
         )
 
+    def _instants(self, observation: Observation) -> dict[str, int]:
+        """When the observation's images were taken and came, and that it is complete now."""
+        instants = {chunk_trace.OBSERVED: time.time_ns()}
+        for camera, stamp_ns in observation.image_stamps_ns.items():
+            instants[chunk_trace.STAMP + camera] = stamp_ns
+            instants[chunk_trace.RECEIVED + camera] = self._received_ns[camera]
+        return instants
+
     def _infer(
-        self, observation: Observation, motion: Motion, ticks: int, reset: bool, episode: int
+        self,
+        observation: Observation,
+        motion: Motion,
+        ticks: int,
+        reset: bool,
+        episode: int,
+        instants: dict[str, int],
     ) -> None:
         """In the worker thread: one pass of the network, then its chunk on the wire."""
+        instants[chunk_trace.STARTED] = time.time_ns()
         try:
             if reset:
                 self._policy.reset()
@@ -278,7 +307,11 @@ class PolicyNode(ManagedNode):
             return
         if episode != self._episode:
             return  # answered a question that nobody asks any more
+        prepared_ns = instants[chunk_trace.STARTED] + round(chunk.preprocess_s * 1e9)
+        instants |= {chunk_trace.PREPROCESSED: prepared_ns, chunk_trace.COMPUTED: time.time_ns()}
         self._publish(chunk, motion, ticks if observation.reference_images else 0)
+        instants[chunk_trace.SENT] = time.time_ns()
+        self._trace.publish(chunk.stamp_ns, instants)
 
     def _publish(self, chunk: ActionChunk, motion: Motion, ticks: int) -> None:
         self._chunk_publisher.publish(chunk_to_msg(chunk, ACTION_NAMES))

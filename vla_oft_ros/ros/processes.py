@@ -49,8 +49,21 @@ class NodeProcesses:
         self._environment = dict(environment)
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
-    def start(self, name: str, yaml: str, overrides: Mapping[str, object]) -> None:
-        """Starts `vla_oft_ros.ros.<name>` with its YAML file and overrides on top."""
+    def start(
+        self,
+        name: str,
+        yaml: str,
+        overrides: Mapping[str, object],
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """Starts `vla_oft_ros.ros.<name>` with its YAML file and overrides on top.
+
+        Args:
+            name: Module of the node.
+            yaml: File in the folder of the YAML files.
+            overrides: Parameters that override the file.
+            environment: What this process needs beside the common environment.
+        """
         command = [sys.executable, "-m", f"vla_oft_ros.ros.{name}", "--ros-args"]
         command += ["--params-file", str(self._config_dir / yaml)]
         for key, value in overrides.items():
@@ -61,7 +74,7 @@ class NodeProcesses:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=self._environment,
+                env={**self._environment, **(environment or {})},
                 preexec_fn=_die_with_parent,
             )
 
