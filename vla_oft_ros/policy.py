@@ -145,13 +145,16 @@ class Policy:
         """
         start_s = time.perf_counter()
         if self._pruning is None:
-            actions = self._run(self.inputs(observation), observation.instruction)
+            inputs = self.inputs(observation)
+            preprocess_s = time.perf_counter() - start_s
+            actions = self._run(inputs, observation.instruction)
             retained = dense_retained(self.cameras, observation.image_stamps_ns, self.patch_grid)
         else:
             prepared = self.checkpoint.images.prepare(self._images(observation))
             inputs = self.inputs(observation, prepared)
             layout = self.checkpoint.config.layout(inputs.prompt_lens[0])
             pruner = self._pruning.pruner(observation, prepared, layout, mode)
+            preprocess_s = time.perf_counter() - start_s
             actions = self._run(inputs, observation.instruction, pruner)
             retained = self._pruning.finish(pruner, observation)
         return ActionChunk(
@@ -161,6 +164,7 @@ class Policy:
             instruction=observation.instruction,
             inference_s=time.perf_counter() - start_s,
             retained=retained,
+            preprocess_s=preprocess_s,
         )
 
     def infer_normalized(self, observation: Observation) -> np.ndarray:

@@ -151,6 +151,8 @@ class ActionChunk:
         dt_ns: Time between two rows, nanoseconds.
         instruction: The instruction it answers.
         inference_s: Wall time that the policy needed, seconds.
+        preprocess_s: Its first part, until images and words were network input, seconds; 0 if the
+            policy does not say.
         retained: What was kept of each camera, after each pruning stage; empty if the policy does
             not say.
     """
@@ -161,6 +163,7 @@ class ActionChunk:
     instruction: str
     inference_s: float
     retained: tuple[RetainedTokens, ...] = ()
+    preprocess_s: float = 0.0
 
     def __post_init__(self) -> None:
         if self.actions.ndim != 2 or self.actions.shape[0] == 0:
