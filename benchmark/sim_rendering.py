@@ -24,7 +24,7 @@ from rich.table import Table
 
 from vla_oft_ros.aloha import ARMS, load_profile
 from vla_oft_ros.sim.aloha_world import TIMESTEP_NS, AlohaWorld
-from vla_oft_ros.sim.demonstrator import TransferCubeDemonstrator
+from vla_oft_ros.sim.demonstrator import SCRIPTS, Demonstrator
 from vla_oft_ros.sim.rendering import choose_backend
 
 ROWS = (
@@ -70,7 +70,7 @@ class Row:
         gripper = load_profile("sim").gripper
         self.name = name
         self.world = AlohaWorld(gripper, width_px=width_px, height_px=height_px)
-        self.plan = TransferCubeDemonstrator(self.world.model).plan(
+        self.plan = Demonstrator(self.world.model, SCRIPTS["transfer_cube"]).plan(
             self.world.cube_pose("red_box")
         )
         self.start = self.world.state()

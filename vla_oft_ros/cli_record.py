@@ -71,8 +71,13 @@ def add_record_commands(add: AddCommand) -> None:
         metavar="SHARE",
         help="share of the takes that miss the object on purpose (default: 0)",
     )
-    demo.add_argument("--instruction", default="", help="default: the task's own")
-    demo.add_argument("--seed", type=int, default=0, help="seed of the object's poses")
+    demo.add_argument("--task", default="", help="transfer_cube or pick_cube (default: sim.yaml)")
+    demo.add_argument(
+        "--instruction", default="", help="say it in other words than the task's own"
+    )
+    demo.add_argument(
+        "--seed", type=int, default=0, help="seed of the objects' poses and of what is asked for"
+    )
     demo.add_argument(
         "--real-time-factor",
         type=float,
@@ -111,6 +116,7 @@ def _run_record_demo(arguments: argparse.Namespace, console: Console) -> int:
             raw=arguments.raw,
             miss_share=arguments.miss_share,
             seed=arguments.seed,
+            task=arguments.task,
             instruction=arguments.instruction,
             real_time_factor=arguments.real_time_factor,
             config_dir=arguments.config_dir,

@@ -42,7 +42,11 @@ def add_training_commands(
     demos.add_argument(
         "--seed", type=int, default=0, help="seed of the first episode's poses (default: 0)"
     )
-    demos.add_argument("--task", default="transfer_cube", help="default: transfer_cube")
+    demos.add_argument(
+        "--task",
+        default="transfer_cube",
+        help="transfer_cube, or pick_cube: one of three colours (default: transfer_cube)",
+    )
     demos.add_argument(
         "--image-px",
         type=int,

@@ -23,21 +23,13 @@ from vla_oft_ros.action_aware import (
 from vla_oft_ros.aloha import ARMS, RobotProfile
 from vla_oft_ros.frame_ring import FrameRing, reference_ticks
 from vla_oft_ros.model.image_ops import CROP_AREA
-from vla_oft_ros.overlay import paint_retained, reason_color
+from vla_oft_ros.overlay import paint_retained
+from vla_oft_ros.overlay_caption import LONG_LEGEND, with_legend, with_title
 from vla_oft_ros.policy import Policy
 from vla_oft_ros.sim.aloha_world import AlohaWorld
 from vla_oft_ros.sim.contact_sheet import contact_sheet
-from vla_oft_ros.sim.demonstrator import DURATION_S, demonstrate
-from vla_oft_ros.types import ActionChunk, KeptBy, MotionMode, Observation, RetainedTokens
-
-_STRIP_PX = 26
-_INK, _PAPER = (20, 20, 20), 245
-_LEGEND = (
-    (KeptBy.GLOBAL, "global: best of the inference before"),
-    (KeptBy.LOCAL, "local: best of the first layers"),
-    (KeptBy.DYNAMIC, "dynamic: changed"),
-    (KeptBy.FILL, "fill"),
-)
+from vla_oft_ros.sim.demonstrator import SCRIPTS, demonstrate
+from vla_oft_ros.types import ActionChunk, MotionMode, Observation, RetainedTokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +82,7 @@ def watch_demonstration(
             image_stamps_ns=stamps,
             proprio=np.concatenate([profile.arm_qpos(j.names, list(j.position)) for j in joints]),
             proprio_stamp_ns=world.time_ns,
-            instruction=world.task.instruction,
+            instruction=world.instruction,
             reference_images=ring.reference_images(stamps, ticks),
         )
         yield Sight(observation=observation, mode=state.mode)
@@ -109,7 +101,7 @@ def token_sheet(policy: Policy, observation: Observation, chunk: ActionChunk) ->
     """
     crop_area = CROP_AREA if policy.checkpoint.images.options.center_crop else 1.0
     seen = {camera: observation.images[camera] for camera in policy.cameras}
-    bands = [_strip(contact_sheet([seen]), f'"{observation.instruction}"')]
+    bands = [with_title(contact_sheet([seen]), f'"{observation.instruction}"')]
     for layer in sorted({record.layer for record in chunk.retained}):
         stage = [record for record in chunk.retained if record.layer == layer]
         painted = {
@@ -118,13 +110,8 @@ def token_sheet(policy: Policy, observation: Observation, chunk: ActionChunk) ->
             )
             for record in stage
         }
-        bands.append(_strip(contact_sheet([painted]), _stage_title(layer, stage)))
-    legend = np.full((_STRIP_PX, bands[0].shape[1], 3), _PAPER, dtype=np.uint8)
-    left = 8
-    for reason, text in _LEGEND:
-        cv2.rectangle(legend, (left, 7), (left + 12, 19), reason_color(reason), -1)
-        left = _write(legend, text, left + 18) + 18
-    return np.concatenate([*bands, legend])
+        bands.append(with_title(contact_sheet([painted]), _stage_title(layer, stage)))
+    return with_legend(np.concatenate(bands), LONG_LEGEND)
 
 
 def write_token_view(
@@ -153,7 +140,7 @@ def write_token_view(
         ValueError: if the demonstration ends before, or the file cannot be written.
     """
     world = AlohaWorld(profile.gripper, seed=seed)
-    steps = round(DURATION_S * 1e9 / world.control_period_ns)
+    steps = round(SCRIPTS[world.task.name].duration_s * 1e9 / world.control_period_ns)
     most = 1 + (steps - 1) // stride
     if not 1 <= inferences <= most:
         raise ValueError(
@@ -182,17 +169,3 @@ def _stage_title(layer: int, stage: Sequence[RetainedTokens]) -> str:
     counts = ", ".join(f"{record.patch_indices.size}" for record in stage)
     where = f"after layer {layer}" if layer else "dense"
     return f"{where}: {kept} of {everything} patches kept ({counts})"
-
-
-def _strip(picture: np.ndarray, text: str) -> np.ndarray:
-    """Puts a line of text above a picture."""
-    strip = np.full((_STRIP_PX, picture.shape[1], 3), _PAPER, dtype=np.uint8)
-    _write(strip, text, 8)
-    return np.concatenate([strip, picture])
-
-
-def _write(strip: np.ndarray, text: str, left: int) -> int:
-    """Writes on a strip and says where the text ends, px."""
-    font, size = cv2.FONT_HERSHEY_SIMPLEX, 0.45
-    cv2.putText(strip, text, (left, 18), font, size, _INK, 1, cv2.LINE_AA)
-    return left + int(cv2.getTextSize(text, font, size, 1)[0][0])

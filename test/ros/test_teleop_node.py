@@ -28,6 +28,7 @@ pytestmark = pytest.mark.sim
 
 from vla_oft_ros.ros.record_demo import RecordDemoOptions, record_demo  # noqa: E402
 from vla_oft_ros.ros.teleop_node import TeleopNode  # noqa: E402
+from vla_oft_ros.sim.tasks import PICK_CUBE, sample_pick_cube  # noqa: E402
 
 PROFILE = load_profile("sim")
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
@@ -151,6 +152,33 @@ def test_nobody_demonstrates_before_the_simulation_says_where_the_cube_is(
     assert not answer.success and "start sim_node" in answer.message
 
 
+def test_the_operator_of_several_cubes_waits_to_be_told_which_one_is_meant(
+    make_graph: Callable,
+) -> None:
+    graph = make_graph(*parameters(task="pick_cube"))
+    graph.add(TeleopNode())
+    place = {
+        cube.name: graph.ear.create_publisher(PoseStamped, f"object_poses/{cube.name}", 10)
+        for cube in PICK_CUBE.cubes
+    }
+    say = graph.ear.create_publisher(String, "task_instruction", LATCHED)
+
+    def demonstrate() -> Trigger.Response:
+        return graph.call(Trigger, "teleop_node/demonstrate", Trigger.Request())
+
+    assert "task_instruction which cube is meant" in demonstrate().message
+    say.publish(String(data="pick up the blue cube"))
+    graph.until(
+        lambda: "object_poses/blue_cube where the cube is" in demonstrate().message, "the words"
+    )
+    place["red_cube"].publish(pose_to_msg(CUBE, 1, "world"))
+    say.publish(String(data="pick up the pink cube"))  # said to no task: the blue one it remains
+    graph.listen_in_silence()
+    assert "object_poses/blue_cube where the cube is" in demonstrate().message
+    place["blue_cube"].publish(pose_to_msg(CUBE, 1, "world"))
+    graph.until(lambda: demonstrate().success, "the blue cube")
+
+
 def test_a_pose_comes_back_from_its_message() -> None:
     pose = np.arange(7) / 7.0
     assert np.array_equal(pose_from_msg(pose_to_msg(pose, 5, "world")), pose)
@@ -193,3 +221,18 @@ def test_demonstrations_are_recorded_labelled_by_the_reward_and_continued(
         assert np.abs(episode.action - episode.qpos)[:, :6].mean() < 0.1
         assert not np.array_equal(episode.images["cam_high"][0], episode.images["cam_high"][-1])
     assert outcomes == ["success", "failure"]
+
+
+def test_a_recording_carries_the_words_by_which_its_episode_was_done(
+    own_environment: None, tmp_path: Path
+) -> None:
+    options = RecordDemoOptions(
+        episodes=2, output_dir=tmp_path, task="pick_cube", seed=10, real_time_factor=0.0
+    )
+    record_demo(options, Console(quiet=True))
+    generator = np.random.default_rng(10)
+    expected = [sample_pick_cube(generator).instruction for _ in range(4)][2:]
+    assert len(set(expected)) == 2  # else it would prove nothing
+    for index, instruction in enumerate(expected):
+        episode = read_bag(tmp_path / f"episode_{index:06d}", PATIENT)
+        assert (episode.instruction, episode.outcome) == (instruction, "success")

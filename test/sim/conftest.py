@@ -32,3 +32,11 @@ def world(shared_world: AlohaWorld) -> AlohaWorld:
     """A small world in the start pose, always with the same cube."""
     shared_world.reset(seed=0)
     return shared_world
+
+
+@pytest.fixture(scope="session")
+def picking(calibration: GripperCalibration) -> AlohaWorld:
+    """A world of three cubes to pick from; it draws no images."""
+    from vla_oft_ros.sim.aloha_world import AlohaWorld
+
+    return AlohaWorld(calibration, task="pick_cube")

@@ -20,7 +20,7 @@ from vla_oft_ros.aloha import (
 )
 from vla_oft_ros.kinematics import end_effector_pose
 from vla_oft_ros.sim.aloha_world import TIMESTEP_NS, AlohaWorld
-from vla_oft_ros.sim.demonstrator import TransferCubeDemonstrator, demonstrate
+from vla_oft_ros.sim.demonstrator import SCRIPTS, Demonstrator, demonstrate
 
 pytestmark = pytest.mark.sim
 
@@ -67,6 +67,30 @@ def test_reset_takes_given_poses_and_refuses_cubes_it_does_not_have(world: Aloha
     np.testing.assert_array_equal(world.cube_pose("red_box"), pose)
     with pytest.raises(ValueError, match=r"expected poses of \['red_box'\]; got \['blue_box'\]"):
         world.reset(cube_poses={"blue_box": pose})
+
+
+def test_a_given_instruction_changes_what_is_rewarded_and_not_where_things_lie(
+    picking: AlohaWorld,
+) -> None:
+    picking.reset(seed=4)
+    asked, poses = picking.instruction, [picking.cube_pose(c.name) for c in picking.task.cubes]
+    other = next(words for words in picking.task.instructions if words != asked)
+    picking.reset(seed=4, instruction=other)
+    assert picking.instruction == other and picking.target == picking.task.target(other)
+    for cube, pose in zip(picking.task.cubes, poses, strict=True):
+        np.testing.assert_array_equal(picking.cube_pose(cube.name), pose)
+    with pytest.raises(ValueError, match="got 'pick up the pink cube'"):
+        picking.reset(instruction="pick up the pink cube")
+    assert picking.instruction == other
+
+
+def test_restored_world_asks_what_it_asked(picking: AlohaWorld) -> None:
+    picking.reset(seed=0)
+    saved, asked = picking.state(), picking.instruction
+    other = next(words for words in picking.task.instructions if words != asked)
+    picking.reset(instruction=other)
+    picking.restore(saved)
+    assert picking.instruction == asked
 
 
 def test_reset_puts_both_arms_into_the_start_pose_and_time_to_zero(world: AlohaWorld) -> None:
@@ -267,7 +291,7 @@ def test_our_kinematics_equal_those_of_the_physics_in_any_pose(
 
 
 def test_restored_world_reads_and_continues_as_it_did_bit_for_bit(world: AlohaWorld) -> None:
-    plan = TransferCubeDemonstrator(world.model).plan(world.cube_pose("red_box"))
+    plan = Demonstrator(world.model, SCRIPTS["transfer_cube"]).plan(world.cube_pose("red_box"))
     for targets in plan[:70]:
         world.set_targets(targets)
         world.advance(TICK_NS)

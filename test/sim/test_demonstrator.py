@@ -15,12 +15,13 @@ from vla_oft_ros.aloha import (
     position_limits,
 )
 from vla_oft_ros.sim.aloha_world import AlohaWorld
-from vla_oft_ros.sim.demonstrator import TransferCubeDemonstrator, between, demonstrate
+from vla_oft_ros.sim.demonstrator import SCRIPTS, Demonstrator, between, demonstrate
 from vla_oft_ros.sim.inverse_kinematics import ToolSolver
 
 pytestmark = pytest.mark.sim
 
 TICK_NS = 40_000_000
+TRANSFER, PICK = SCRIPTS["transfer_cube"], SCRIPTS["pick_cube"]
 
 
 def play(world: AlohaWorld, plan: np.ndarray) -> bool:
@@ -36,7 +37,7 @@ def test_demonstrations_succeed_from_random_poses(world: AlohaWorld) -> None:
     outcomes = []
     for _ in range(6):
         world.reset()
-        plan = TransferCubeDemonstrator(world.model).plan(world.cube_pose("red_box"))
+        plan = Demonstrator(world.model, TRANSFER).plan(world.cube_pose("red_box"))
         outcomes.append(play(world, plan))
     assert all(outcomes)
 
@@ -44,14 +45,64 @@ def test_demonstrations_succeed_from_random_poses(world: AlohaWorld) -> None:
 def test_demonstration_for_another_place_fails(world: AlohaWorld) -> None:
     elsewhere = world.cube_pose("red_box")
     elsewhere[1] += 0.06
-    assert not play(world, TransferCubeDemonstrator(world.model).plan(elsewhere))
+    assert not play(world, Demonstrator(world.model, TRANSFER).plan(elsewhere))
+
+
+def picked(world: AlohaWorld, seed: int, wanted: str = "") -> list[int]:
+    """Rewards of a demonstration; `wanted` are the words that the operator hears instead."""
+    world.reset(seed=seed)
+    cube = world.task.target(wanted) if wanted else world.target
+    rewards = []
+    for targets in Demonstrator(world.model, PICK).plan(world.cube_pose(cube)):
+        world.set_targets(targets)
+        world.advance(TICK_NS)
+        rewards.append(world.reward())
+    return rewards
+
+
+def test_the_cube_that_is_asked_for_is_picked_and_no_other_is_moved(picking: AlohaWorld) -> None:
+    asked = set()
+    for seed in (0, 1, 3, 6, 11):
+        picking.reset(seed=seed)
+        asked.add(picking.target)
+        others = [cube.name for cube in picking.task.cubes if cube.name != picking.target]
+        before = [picking.cube_pose(name)[:2] for name in others]
+        rewards = []
+        for targets in demonstrate(picking):
+            picking.set_targets(targets)
+            picking.advance(TICK_NS)
+            rewards.append(picking.reward())
+        assert picking.task.is_success(rewards) and {1, 2}.isdisjoint(rewards)
+        for name, place in zip(others, before, strict=True):
+            np.testing.assert_allclose(picking.cube_pose(name)[:2], place, atol=3e-3)
+    assert len(asked) == len(picking.task.cubes)
+
+
+def test_an_operator_deaf_to_the_words_lifts_the_wrong_cube(picking: AlohaWorld) -> None:
+    picking.reset(seed=2)
+    other = next(words for words in picking.task.instructions if words != picking.instruction)
+    rewards = picked(picking, 2, other)
+    assert rewards[-10:] == [2] * 10 and not picking.task.is_success(rewards)
+
+
+def test_the_arm_that_picks_nothing_stays_where_it_is(picking: AlohaWorld) -> None:
+    picking.reset(seed=0)
+    plan = Demonstrator(picking.model, PICK).plan(picking.cube_pose(picking.target))
+    np.testing.assert_allclose(plan[:, :6], np.tile(START_ARM_POSE_RAD, (len(plan), 1)), atol=1e-3)
+    assert np.all(plan[:, 6] == 0.0)
+    lower, upper = position_limits()
+    assert np.all(plan >= lower) and np.all(plan <= upper)
+    assert np.abs(plan[:, [10, 12]]).max() < 0.05  # forearm and wrist stay unrolled
+    joints = np.delete(plan, GRIPPERS, axis=1)
+    joints = np.vstack([START_ARM_POSE_RAD * 2, joints])
+    assert np.abs(np.diff(joints, axis=0)).max() * 25 < JOINT_VELOCITY_RAD_S
 
 
 @pytest.mark.parametrize("corner", [(0.0, 0.4), (0.0, 0.6), (0.2, 0.4), (0.2, 0.6)])
 def test_plan_is_smooth_within_limits_and_begins_at_the_start_pose(
     world: AlohaWorld, corner: tuple[float, float]
 ) -> None:
-    plan = TransferCubeDemonstrator(world.model).plan(np.array([*corner, 0.02]))
+    plan = Demonstrator(world.model, TRANSFER).plan(np.array([*corner, 0.02]))
     lower, upper = position_limits()
     assert plan.shape == (152, 14)
     assert np.all(plan >= lower) and np.all(plan <= upper)
@@ -61,13 +112,13 @@ def test_plan_is_smooth_within_limits_and_begins_at_the_start_pose(
 
 
 def test_picking_arm_keeps_forearm_and_wrist_unrolled(world: AlohaWorld) -> None:
-    plan = TransferCubeDemonstrator(world.model).plan(world.cube_pose("red_box"))
+    plan = Demonstrator(world.model, TRANSFER).plan(world.cube_pose("red_box"))
     assert np.abs(plan[:, [10, 12]]).max() < 0.05
 
 
 def test_looking_at_the_world_tick_by_tick_gives_the_plan(world: AlohaWorld) -> None:
     opening = float(world.targets()[GRIPPERS[0]])
-    plan = TransferCubeDemonstrator(world.model, opening).plan(world.cube_pose("red_box"))
+    plan = Demonstrator(world.model, TRANSFER, opening).plan(world.cube_pose("red_box"))
     for expected, targets in zip(plan, demonstrate(world), strict=True):
         np.testing.assert_allclose(targets, expected, rtol=0, atol=2e-3)
         world.set_targets(targets)
@@ -75,7 +126,7 @@ def test_looking_at_the_world_tick_by_tick_gives_the_plan(world: AlohaWorld) -> 
 
 
 def test_planning_again_gives_the_same_plan(world: AlohaWorld) -> None:
-    demonstrator = TransferCubeDemonstrator(world.model)
+    demonstrator = Demonstrator(world.model, TRANSFER)
     first, second = (demonstrator.plan(world.cube_pose("red_box")) for _ in range(2))
     np.testing.assert_array_equal(first, second)
 
@@ -95,7 +146,7 @@ def test_cube_pushed_before_it_is_grasped_is_still_handed_over(world: AlohaWorld
 
 
 def test_motion_rests_at_way_points_and_before_and_after(world: AlohaWorld) -> None:
-    waypoints = TransferCubeDemonstrator(world.model).waypoints(np.array([0.1, 0.5, 0.02]))
+    waypoints = Demonstrator(world.model, TRANSFER).waypoints(np.array([0.1, 0.5, 0.02]))
     for points in waypoints.values():
         for point in points:
             here = between(points, point.time_s)

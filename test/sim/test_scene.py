@@ -15,7 +15,7 @@ mujoco = pytest.importorskip("mujoco", reason="the extra 'sim' is not installed"
 
 from vla_oft_ros.sim import scene  # noqa: E402
 from vla_oft_ros.sim.aloha_world import AlohaWorld  # noqa: E402
-from vla_oft_ros.sim.demonstrator import TransferCubeDemonstrator  # noqa: E402
+from vla_oft_ros.sim.demonstrator import SCRIPTS, Demonstrator  # noqa: E402
 from vla_oft_ros.sim.scene import MOUNTS, assets_dir, build_model, cluster_vertices, read_stl  # noqa: E402
 from vla_oft_ros.sim.tasks import TRANSFER_CUBE, Cube  # noqa: E402
 
@@ -30,7 +30,9 @@ def test_physics_is_that_of_the_untouched_assets_bit_for_bit(world: AlohaWorld) 
     mujoco.mj_setState(world.model, begin, start.physics, mujoco.mjtState.mjSTATE_INTEGRATION)
     data.qpos[:], data.ctrl[:] = begin.qpos, begin.ctrl
     ours = mujoco.MjData(world.model)
-    for targets in TransferCubeDemonstrator(world.model).plan(world.cube_pose("red_box")):
+    for targets in Demonstrator(world.model, SCRIPTS["transfer_cube"]).plan(
+        world.cube_pose("red_box")
+    ):
         world.set_targets(targets)
         now = world.state()
         mujoco.mj_setState(world.model, ours, now.physics, mujoco.mjtState.mjSTATE_INTEGRATION)

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 
 from vla_oft_ros.config.fields import check_fields, doc
 
+TASKS = ("transfer_cube", "pick_cube")
+"""Tasks of `vla_oft_ros.sim.tasks`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SimConfig:
@@ -34,11 +37,21 @@ class SimConfig:
             "<object_topic>/<name> (geometry_msgs/PoseStamped, frame world)."
         ),
     )
+    instruction_topic: str = field(
+        default="task_instruction",
+        metadata=doc(
+            "What the present episode asks for (std_msgs/String, latched). Called `instruction`, "
+            "it is what policy and recorder listen to."
+        ),
+    )
     task: str = field(
-        default="transfer_cube", metadata=doc("Scene and reward.", choices=["transfer_cube"])
+        default="transfer_cube", metadata=doc("Scene, instructions and reward.", choices=TASKS)
     )
     seed: int = field(
-        default=0, metadata=doc("Seed of the object poses; each reset draws the next pose.", ge=0)
+        default=0,
+        metadata=doc(
+            "Seed of object poses and instructions; each reset draws the next ones.", ge=0
+        ),
     )
     control_rate_hz: float = field(
         default=25.0, metadata=doc("Rate of physics control steps.", unit="Hz", ge=1.0, le=100.0)
@@ -100,6 +113,13 @@ class TeleopConfig:
     )
     object_topic: str = field(
         default="object_poses", metadata=doc("Where the simulation says where the objects are.")
+    )
+    instruction_topic: str = field(
+        default="task_instruction",
+        metadata=doc("Where the simulation says what is asked for (std_msgs/String, latched)."),
+    )
+    task: str = field(
+        default="transfer_cube", metadata=doc("What the operator does.", choices=TASKS)
     )
     rate_hz: float = field(
         default=50.0,

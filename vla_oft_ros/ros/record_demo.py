@@ -24,7 +24,7 @@ from std_msgs.msg import Float32, String
 from std_srvs.srv import SetBool, Trigger
 
 from vla_oft_ros.aloha import RobotProfile, load_profile
-from vla_oft_ros.config import ConfigError, SimConfig, load_node_config
+from vla_oft_ros.config import ConfigError, RecorderConfig, SimConfig, load_node_config
 from vla_oft_ros.config import config_dir as shipped_config_dir
 from vla_oft_ros.data.bag_storage import open_bag
 from vla_oft_ros.data.episode import SUCCESS
@@ -58,8 +58,9 @@ class RecordDemoOptions:
         output_dir: Folder of the data set; what is there is kept and added to.
         raw: Record raw images (70 MB per second) instead of JPEG (6 MB).
         miss_share: Share of the takes that fail on purpose.
-        seed: Of the objects' poses.
-        instruction: What the operator does; empty is the task's own.
+        seed: Of the objects' poses and of what is asked for.
+        task: Task of the simulation; empty is that of sim.yaml.
+        instruction: How the operator puts it; empty is what the episode asks for.
         real_time_factor: Fastest simulated time per real time; 0 is as fast as it goes.
         config_dir: Folder of the YAML files; None is the shipped one.
     """
@@ -69,6 +70,7 @@ class RecordDemoOptions:
     raw: bool = False
     miss_share: float = 0.0
     seed: int = 0
+    task: str = ""
     instruction: str = ""
     real_time_factor: float = 1.0
     config_dir: Path | None = None
@@ -94,15 +96,24 @@ class Take:
 class _Director(Node):
     """Watches status, reward and operator, and asks for what comes next."""
 
-    def __init__(self, executor: SingleThreadedExecutor, nodes: NodeProcesses, task: Task) -> None:
+    def __init__(
+        self,
+        executor: SingleThreadedExecutor,
+        nodes: NodeProcesses,
+        task: Task,
+        instruction: str,
+        instruction_topic: str,
+    ) -> None:
         super().__init__("record_demo")
         self._executor, self._processes, self._task = executor, nodes, task
+        self._instruction = instruction
         self.status = EpisodeStatus()
         self._phase = ""
         self._rewards: list[int] = []
         self.create_subscription(EpisodeStatus, "episode_status", self._on_status, 10)
         self.create_subscription(Float32, "task_reward", self._on_reward, 100)
         self.create_subscription(String, "teleop_node/phase", self._on_phase, _LATCHED)
+        self._say = self.create_publisher(String, instruction_topic, _LATCHED)
 
     def _on_status(self, message: EpisodeStatus) -> None:
         self.status = message
@@ -163,8 +174,16 @@ class _Director(Node):
     def record(self) -> Take:
         """Records one episode and labels it."""
         self.ask(Trigger, "teleop_node/rest", Trigger.Request())
-        self.ask(Trigger, "sim_node/reset", Trigger.Request())
+        asked = self.ask(Trigger, "sim_node/reset", Trigger.Request())
+        instruction = self._instruction or asked
+        self._say.publish(String(data=instruction))
         self.ask(Trigger, "recorder_node/start", Trigger.Request())
+        recording = EpisodeStatus.STATE_RECORDING
+        self.until(
+            lambda: (self.status.state, self.status.instruction) == (recording, instruction),
+            f"the recorder to hear {instruction!r}",
+            _ANSWER_TIMEOUT_S,
+        )
         self._rewards.clear()
         self.ask(Trigger, "teleop_node/demonstrate", Trigger.Request())
         self.until(lambda: self._phase == "demonstrating", "the operator", _ANSWER_TIMEOUT_S)
@@ -195,7 +214,8 @@ def record_demo(options: RecordDemoOptions, console: Console) -> int:
         raise ConfigError(f"--episodes: expected at least 1; got {options.episodes}")
     config_dir = (options.config_dir or shipped_config_dir()).resolve()
     sim = load_node_config(SimConfig, config_dir / "sim.yaml", "sim_node")
-    task = load_task(sim.task)
+    task = load_task(options.task or sim.task)
+    recorder = load_node_config(RecorderConfig, config_dir / "recorder.yaml", "recorder_node")
     output_dir = options.output_dir.resolve()
     before = len(_outcomes(output_dir))
     missing = options.episodes - before
@@ -212,9 +232,11 @@ def record_demo(options: RecordDemoOptions, console: Console) -> int:
     executor = SingleThreadedExecutor()
     try:
         with NodeProcesses(config_dir, log_dir, os.environ) as nodes:
-            director = _Director(executor, nodes, task)
+            director = _Director(
+                executor, nodes, task, options.instruction, recorder.instruction_topic
+            )
             executor.add_node(director)
-            for name, overrides in _overrides(options, sim, task, before).items():
+            for name, overrides in _overrides(options, sim, task, recorder, before).items():
                 nodes.start(name, _NODES[name], {"exit_with_parent": True, **overrides})
             try:
                 director.wait_for_streams(load_profile(sim.profile, sim.profiles_path))
@@ -233,10 +255,11 @@ def record_demo(options: RecordDemoOptions, console: Console) -> int:
 
 
 def _overrides(
-    options: RecordDemoOptions, sim: SimConfig, task: Task, before: int
+    options: RecordDemoOptions, sim: SimConfig, task: Task, recorder: RecorderConfig, before: int
 ) -> dict[str, dict[str, object]]:
     return {
         "sim_node": {
+            "task": task.name,
             # Not the poses that the episodes before began with.
             "seed": options.seed + before,
             "publish_compressed": not options.raw,
@@ -244,6 +267,7 @@ def _overrides(
         },
         "teleop_node": {
             "use_sim_time": True,
+            "task": task.name,
             "miss_share": options.miss_share,
             "seed": options.seed + before,
         },
@@ -252,7 +276,11 @@ def _overrides(
             "output_dir": str(options.output_dir.resolve()),
             "camera_rate_hz": sim.control_rate_hz,
             "image_transport": "raw" if options.raw else "compressed",
-            "instruction": options.instruction or task.instruction,
+            # Where everything lies, so that the episode can be replayed.
+            "extra_topics": [
+                *recorder.extra_topics,
+                *(f"{sim.object_topic}/{cube.name}" for cube in task.cubes),
+            ],
         },
     }
 

@@ -15,10 +15,10 @@ import traceback
 import numpy as np
 from geometry_msgs.msg import PoseStamped
 from rclpy.node import Node
-from rclpy.qos import QoSProfile, qos_profile_sensor_data
+from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, JointState
-from std_msgs.msg import Float32
+from std_msgs.msg import Float32, String
 from std_srvs.srv import Trigger
 
 from vla_oft_ros.aloha import ARMS, CAMERAS, JointStateError, load_profile
@@ -66,6 +66,7 @@ class SimNode(Node):
         self._targets_stamp_ns = 0
         self._reset_requested = False
         self._resets = 0
+        self._instruction = ""
         self._running = True
         self.failed = False
         """True once the physics thread has given up; ends the process."""
@@ -94,6 +95,11 @@ class SimNode(Node):
             cube.name: self.create_publisher(PoseStamped, f"{config.object_topic}/{cube.name}", 10)
             for cube in load_task(config.task).cubes
         }
+        self._instruction_publisher = self.create_publisher(
+            String,
+            config.instruction_topic,
+            QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL),
+        )
         self._diagnostics = Diagnostics(self)
         self.create_subscription(
             JointState, config.target_topic, self._on_targets, QoSProfile(depth=10)
@@ -122,8 +128,8 @@ class SimNode(Node):
             self._condition.notify_all()
 
     def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        """Puts arms and objects back, objects at the next pose of the seed; simulated time goes
-        on.
+        """Puts arms and objects back, objects at the next poses of the seed; simulated time goes
+        on. The message of the answer is the instruction of the new episode.
         """
         with self._condition:
             self._reset_requested = True
@@ -132,7 +138,9 @@ class SimNode(Node):
             response.success = self._condition.wait_for(
                 lambda: self._resets > before, _RESET_TIMEOUT_S
             )
-        response.message = "" if response.success else f"no reset within {_RESET_TIMEOUT_S:g} s"
+            response.message = self._instruction
+        if not response.success:
+            response.message = f"no reset within {_RESET_TIMEOUT_S:g} s"
         return response
 
     def _run(self) -> None:
@@ -159,7 +167,7 @@ class SimNode(Node):
             seed=config.seed,
         )
         try:
-            world.reset()
+            self._begin_episode(world)
             infos = {camera: world.intrinsics(camera) for camera in CAMERAS}
             due_s = time.monotonic()
             while self._running:
@@ -187,11 +195,16 @@ class SimNode(Node):
         with self._condition:
             if not self._reset_requested:
                 return
-            world.reset()
+            self._begin_episode(world)
             self._targets = None
             self._reset_requested = False
             self._resets += 1
             self._condition.notify_all()
+
+    def _begin_episode(self, world: object) -> None:
+        world.reset()
+        self._instruction = world.instruction
+        self._instruction_publisher.publish(String(data=world.instruction))
 
     def _publish_state(self, world: object) -> None:
         stamp_ns = self._stamp_ns

@@ -7,6 +7,8 @@ is it learns from the simulation.
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 from geometry_msgs.msg import PoseStamped
 from rclpy.node import Node
@@ -21,6 +23,7 @@ from vla_oft_ros.config import TeleopConfig
 from vla_oft_ros.ros.conversions import joint_state_to_msg, pose_from_msg, stamp_from_msg
 from vla_oft_ros.ros.lifecycle import declare_node_config, main_of
 from vla_oft_ros.ros.robot_io import targets_to_msg
+from vla_oft_ros.sim.tasks import load_task
 
 _LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
@@ -36,26 +39,36 @@ class TeleopNode(Node):
         super().__init__("teleop_node", automatically_declare_parameters_from_overrides=True)
         self.config: TeleopConfig = declare_node_config(self, TeleopConfig)
         from vla_oft_ros.sim.aloha_world import AlohaWorld  # brings MuJoCo
-        from vla_oft_ros.sim.demonstrator import CUBE
-        from vla_oft_ros.sim.leaders import ScriptedOperator, leader_joints
+        from vla_oft_ros.sim.demonstrator import SCRIPTS
+        from vla_oft_ros.sim.leaders import Phase, ScriptedOperator, leader_joints
 
         config = self.config
         self._profile = load_profile(config.profile, config.profiles_path)
-        self._leader_joints = leader_joints
-        world = AlohaWorld(self._profile.gripper)  # for its kinematics; nothing moves in it
+        self._leader_joints, self._busy = leader_joints, Phase.DEMONSTRATING
+        self._task = load_task(config.task)
+        world = AlohaWorld(
+            self._profile.gripper, task=self._task
+        )  # for its kinematics; nothing moves in it
         opening = float(world.targets()[GRIPPERS[0]])
-        self._operator = ScriptedOperator(world.model, opening, config.rest_s)
+        script = SCRIPTS[self._task.name]
+        self._operator = ScriptedOperator(world.model, script, opening, config.rest_s)
         self._generator = np.random.default_rng(config.seed)
-        self._cube: np.ndarray | None = None
+        self._cubes: dict[str, np.ndarray] = {}
+        self._instruction = ""
         self._leader_publishers = [
             self.create_publisher(JointState, topic, 10)
             for topic in self._profile.leader_joint_state_topics
         ]
         self._target_publisher = self.create_publisher(JointState, config.target_topic, 10)
         self._phase_publisher = self.create_publisher(String, "~/phase", _LATCHED)
-        self.create_subscription(
-            PoseStamped, f"{config.object_topic}/{CUBE}", self._on_cube, QoSProfile(depth=1)
-        )
+        for cube in self._task.cubes:
+            self.create_subscription(
+                PoseStamped,
+                f"{config.object_topic}/{cube.name}",
+                partial(self._on_cube, cube.name),
+                QoSProfile(depth=1),
+            )
+        self.create_subscription(String, config.instruction_topic, self._on_instruction, _LATCHED)
         self.create_service(Trigger, "~/demonstrate", self._on_demonstrate)
         self.create_service(Trigger, "~/rest", self._on_rest)
         self._period_ns = round(1e9 / config.rate_hz)
@@ -67,18 +80,45 @@ class TeleopNode(Node):
             self.create_timer(1.0 / config.rate_hz, self._on_timer)
         self._tell()
 
-    def _on_cube(self, message: PoseStamped) -> None:
-        self._cube = pose_from_msg(message)
+    def _on_cube(self, name: str, message: PoseStamped) -> None:
+        self._cubes[name] = pose_from_msg(message)
+
+    def _on_instruction(self, message: String) -> None:
+        try:
+            self._task.target(message.data)
+        except ValueError as error:
+            self.get_logger().error(f"{self.config.instruction_topic}: {error}")
+            return
+        self._instruction = message.data
+
+    def _meant_cube(self) -> np.ndarray:
+        """(7,) pose of the cube that the instruction is about.
+
+        Raises:
+            ValueError: if it is not known, with what to do.
+        """
+        if not self._instruction and len(self._task.instructions) > 1:
+            raise ValueError(
+                f"nobody says on {self.config.instruction_topic} which cube is meant: start "
+                f"sim_node with task: {self._task.name}"
+            )
+        name = self._task.target(self._instruction)
+        if name not in self._cubes:
+            raise ValueError(
+                f"nobody says on {self.config.object_topic}/{name} where the cube is: start "
+                f"sim_node with task: {self._task.name}"
+            )
+        return self._cubes[name]
 
     def _on_demonstrate(
         self, request: Trigger.Request, response: Trigger.Response
     ) -> Trigger.Response:
-        response.success = self._cube is not None
-        if self._cube is None:
-            response.message = (
-                f"nobody says on {self.config.object_topic} where the cube is: start sim_node"
-            )
+        try:
+            self._meant_cube()
+        except ValueError as error:
+            response.message = str(error)
             return response
+        response.success = True
         offset_m = np.zeros(3)
         if self._generator.random() < self.config.miss_share:
             angle = self._generator.uniform(0.0, 2.0 * np.pi)
@@ -105,7 +145,8 @@ class TeleopNode(Node):
     def _tick(self, stamp_ns: int) -> None:
         """What leaders and operator do at one instant."""
         phase = self._operator.phase
-        cube = np.zeros(3) if self._cube is None else self._cube
+        # Asked for anew at every tick: an operator who is still looking follows what is said.
+        cube = self._meant_cube() if phase is self._busy else np.zeros(3)
         positions = self._operator.positions(stamp_ns, cube)
         targets = []
         for arm, publisher in zip(ARMS, self._leader_publishers, strict=True):

@@ -63,11 +63,13 @@ class WorldState:
 
     Attributes:
         time_ns: Simulated time, nanoseconds.
+        instruction: What this episode asks for, on which the reward depends.
         physics: MuJoCo's integration state (positions, velocities, targets, solver warm start),
             float64.
     """
 
     time_ns: int
+    instruction: str
     physics: np.ndarray
 
 
@@ -83,7 +85,7 @@ class AlohaWorld:
         width_px: Width of camera images.
         height_px: Height of camera images.
         task: A task or its name.
-        seed: Seed of the object poses; each reset draws the next one.
+        seed: Seed of object poses and instructions; each reset draws the next ones.
 
     Raises:
         ValueError: for an unknown task, a rate that 2 ms do not divide, or missing assets.
@@ -128,29 +130,49 @@ class AlohaWorld:
         return self._model
 
     @property
+    def instruction(self) -> str:
+        """What this episode asks for; drawn or given at `reset`."""
+        return self._instruction
+
+    @property
+    def target(self) -> str:
+        """Name of the cube that the instruction is about."""
+        return self.task.target(self._instruction)
+
+    @property
     def time_ns(self) -> int:
         """Simulated time since the last reset, nanoseconds."""
         return self._steps * TIMESTEP_NS
 
     def reset(
-        self, seed: int | None = None, cube_poses: Mapping[str, np.ndarray] | None = None
+        self,
+        seed: int | None = None,
+        cube_poses: Mapping[str, np.ndarray] | None = None,
+        instruction: str | None = None,
     ) -> None:
-        """Puts the arms into the start pose, the cubes at their places, and time to 0.
+        """Begins an episode: arms in the start pose, cubes at their places, time 0.
+
+        What is given replaces what is drawn; the draw happens all the same.
 
         Args:
-            seed: Starts the sequence of poses anew; without it the next pose is drawn.
-            cube_poses: Cube name → (7,) world pose, position in m and quaternion (w, x, y, z);
-                instead of drawing.
+            seed: Starts the sequence of draws anew; without it the next start is drawn.
+            cube_poses: Cube name → (7,) world pose, position in m and quaternion (w, x, y, z).
+            instruction: What this episode asks for.
 
         Raises:
-            ValueError: if `cube_poses` are not those of the task's cubes.
+            ValueError: if `cube_poses` are not those of the task's cubes, or the instruction is
+                none of the task's.
         """
         if seed is not None:
             self._generator = np.random.default_rng(seed)
-        poses = self.task.sample_poses(self._generator) if cube_poses is None else cube_poses
+        drawn = self.task.sample(self._generator)
+        poses = drawn.cube_poses if cube_poses is None else cube_poses
         expected = sorted(cube.name for cube in self.task.cubes)
         if sorted(poses) != expected:
             raise ValueError(f"cube_poses: expected poses of {expected}; got {sorted(poses)}")
+        instruction = drawn.instruction if instruction is None else instruction
+        self.task.target(instruction)  # refuses what the task cannot ask for
+        self._instruction = instruction
         mujoco.mj_resetData(self._model, self._data)
         start = [*START_ARM_POSE_RAD, START_FINGER_M, -START_FINGER_M]
         self._data.qpos[self._qpos] = start
@@ -322,18 +344,19 @@ class AlohaWorld:
 
     def reward(self) -> int:
         """The task's reward of this instant, 0 … `task.max_reward`."""
-        return self.task.reward(self.contacts())
+        return self.task.reward(self.contacts(), self.target)
 
     def state(self) -> WorldState:
         """A copy of the state, for `restore`; the sequence of `reset` poses is not part of it."""
         physics = np.empty(mujoco.mj_stateSize(self._model, _STATE))
         mujoco.mj_getState(self._model, self._data, physics, _STATE)
-        return WorldState(time_ns=self.time_ns, physics=physics)
+        return WorldState(time_ns=self.time_ns, instruction=self._instruction, physics=physics)
 
     def restore(self, state: WorldState) -> None:
         """Puts the world into a state of the same task, taken by `state`."""
         mujoco.mj_setState(self._model, self._data, state.physics, _STATE)
         self._steps = state.time_ns // TIMESTEP_NS
+        self._instruction = state.instruction
         self._refresh()
 
     def close(self) -> None:

@@ -1,14 +1,14 @@
-"""A scripted teleoperator: moves the leader arms as a person would who hands the cube from right
-to left.
+"""A scripted teleoperator: moves the leader arms as a person would who hands a cube over, or picks
+one up.
 
 Way-points in space, smooth motion between them, inverse kinematics per tick. What it yields are
-the leaders' positions, which are the actions of a demonstration; whether the cube really was
-handed over, only the physics knows.
+the leaders' positions, which are the actions of a demonstration; whether the task really was done,
+only the physics knows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import mujoco
@@ -18,19 +18,23 @@ from vla_oft_ros.aloha import ARMS, GRIPPERS, START_ARM_POSE_RAD
 from vla_oft_ros.sim.aloha_world import AlohaWorld
 from vla_oft_ros.sim.inverse_kinematics import ToolSolver
 
-CUBE = "red_box"
 HAND_OVER_M = (0.0, 0.5, 0.25)
 """Where the cube changes hands, in the world: half way between the arms."""
 GRASP_HEIGHT_M = 0.02
 """Height of the middle of a cube that lies on the table."""
 PICK_PITCH_RAD = np.deg2rad(60.0)
 RECEIVE_ROLL_RAD = np.deg2rad(90.0)
+PICK_OPENING = 0.75
+"""How far the gripper opens where other cubes may lie close by: 6 cm between the fingers."""
+LIFT_M = 0.12
+"""How high a cube is lifted that shall be picked up."""
 SPEED = 1.25
-"""How much faster than the times written below, which a careful person would take: 6.1 s in
-all."""
-_GRASP_S, _END_S = 2.3, 7.6
-DURATION_S = _END_S / SPEED
+"""How much faster than the times written below, which a careful person would take."""
 _OPEN, _CLOSED = 1.0, 0.0
+
+Leg = tuple[float, np.ndarray, float, float, float]
+"""One way-point as written below: time in s at the careful speed, (3,) position in the world,
+pitch and roll in rad, opening."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +67,8 @@ class Waypoint:
 
 def between(waypoints: Sequence[Waypoint], time_s: float) -> Waypoint:
     """Where the tool is at some time: at rest at, before and after way-points, else on its way."""
+    if len(waypoints) == 1:
+        return waypoints[0]
     times = [point.time_s for point in waypoints]
     after = int(np.clip(np.searchsorted(times, time_s), 1, len(times) - 1))
     first, second = waypoints[after - 1], waypoints[after]
@@ -81,19 +87,91 @@ def between(waypoints: Sequence[Waypoint], time_s: float) -> Waypoint:
     )
 
 
-class TransferCubeDemonstrator:
-    """Hands the cube from the right gripper to the left one.
+@dataclass(frozen=True, kw_only=True)
+class Script:
+    """How a task is done, for a cube anywhere.
+
+    Attributes:
+        legs: (3,) world position of the middle of the lying cube → arm → where its tool goes,
+            after the start pose. An arm without legs stays there.
+        grasp_s: When the gripper closes, at the careful speed.
+        end_s: When it is over, at the careful speed.
+    """
+
+    legs: Callable[[np.ndarray], Mapping[str, Sequence[Leg]]]
+    grasp_s: float
+    end_s: float
+
+    @property
+    def duration_s(self) -> float:
+        """How long it really takes."""
+        return self.end_s / SPEED
+
+    @property
+    def look_s(self) -> float:
+        """Until then an operator looks where the cube is; afterwards the gripper hides it."""
+        return self.grasp_s / SPEED
+
+
+def _transfer_legs(cube: np.ndarray) -> dict[str, list[Leg]]:
+    hand_over = np.array(HAND_OVER_M)
+    lift, right = np.array([0.0, 0.0, 0.10]), np.array([1.0, 0.0, 0.0])
+    pick = (PICK_PITCH_RAD, 0.0)
+    receive = (0.0, RECEIVE_ROLL_RAD)
+    return {
+        "left": [
+            (2.0, hand_over - 0.12 * right, *receive, _OPEN),
+            (5.0, hand_over, *receive, _OPEN),
+            (5.7, hand_over, *receive, _CLOSED),
+            (6.2, hand_over, *receive, _CLOSED),
+            (7.0, hand_over - 0.10 * right, *receive, _CLOSED),
+        ],
+        "right": [
+            (1.5, cube + lift, *pick, _OPEN),
+            (2.3, cube, *pick, _OPEN),
+            (2.9, cube, *pick, _CLOSED),
+            (4.0, hand_over, *pick, _CLOSED),
+            (5.7, hand_over, *pick, _CLOSED),
+            (6.2, hand_over, *pick, _OPEN),
+            (7.0, hand_over + 0.12 * right, *pick, _OPEN),
+        ],
+    }
+
+
+def _pick_legs(cube: np.ndarray) -> dict[str, list[Leg]]:
+    above, lifted = np.array([0.0, 0.0, 0.10]), np.array([0.0, 0.0, LIFT_M])
+    pick = (PICK_PITCH_RAD, 0.0)
+    return {
+        "left": [],
+        "right": [
+            (1.5, cube + above, *pick, PICK_OPENING),
+            (2.3, cube, *pick, PICK_OPENING),
+            (2.9, cube, *pick, _CLOSED),
+            (4.0, cube + lifted, *pick, _CLOSED),
+        ],
+    }
+
+
+SCRIPTS: Mapping[str, Script] = {
+    "transfer_cube": Script(legs=_transfer_legs, grasp_s=2.3, end_s=7.6),
+    "pick_cube": Script(legs=_pick_legs, grasp_s=2.3, end_s=5.0),
+}
+"""Task → how it is done."""
+
+
+class Demonstrator:
+    """Does a task with the cube that is meant.
 
     Args:
         model: The scene, for its kinematics.
+        script: How the task is done.
         start_opening: Opening of both grippers at the beginning, action scale.
     """
 
-    duration_s = DURATION_S
-    look_s = _GRASP_S / SPEED
-    """Until then an operator looks where the cube is; afterwards the gripper hides it."""
-
-    def __init__(self, model: mujoco.MjModel, start_opening: float = _CLOSED) -> None:
+    def __init__(
+        self, model: mujoco.MjModel, script: Script, start_opening: float = _CLOSED
+    ) -> None:
+        self.script = script
         self._solvers = {arm: ToolSolver(model, arm) for arm in ARMS}
         self._start_opening = start_opening
         self.reset()
@@ -134,43 +212,18 @@ class TransferCubeDemonstrator:
             (T, 14) float64 joint targets, as `targets` gives them.
         """
         self.reset()
-        steps = round(DURATION_S * control_rate_hz)
+        steps = round(self.script.duration_s * control_rate_hz)
         return np.stack(
             [self.targets(step / control_rate_hz, cube_position_m) for step in range(1, steps + 1)]
         )
 
     def waypoints(self, cube_position_m: np.ndarray) -> dict[str, tuple[Waypoint, ...]]:
         """Arm → its way-points for a cube at this place, (3,) in the world."""
-        cube = np.array([*cube_position_m[:2], GRASP_HEIGHT_M])
-        hand_over = np.array(HAND_OVER_M)
-        lift, right = np.array([0.0, 0.0, 0.10]), np.array([1.0, 0.0, 0.0])
-        pick = (PICK_PITCH_RAD, 0.0)
-        receive = (0.0, RECEIVE_ROLL_RAD)
-        return {
-            "left": self._waypoints(
-                "left",
-                (2.0, hand_over - 0.12 * right, *receive, _OPEN),
-                (5.0, hand_over, *receive, _OPEN),
-                (5.7, hand_over, *receive, _CLOSED),
-                (6.2, hand_over, *receive, _CLOSED),
-                (7.0, hand_over - 0.10 * right, *receive, _CLOSED),
-            ),
-            "right": self._waypoints(
-                "right",
-                (1.5, cube + lift, *pick, _OPEN),
-                (_GRASP_S, cube, *pick, _OPEN),
-                (2.9, cube, *pick, _CLOSED),
-                (4.0, hand_over, *pick, _CLOSED),
-                (5.7, hand_over, *pick, _CLOSED),
-                (6.2, hand_over, *pick, _OPEN),
-                (7.0, hand_over + 0.12 * right, *pick, _OPEN),
-            ),
-        }
+        legs = self.script.legs(np.array([*cube_position_m[:2], GRASP_HEIGHT_M]))
+        return {arm: self._waypoints(arm, legs[arm]) for arm in ARMS}
 
-    def _waypoints(
-        self, arm: str, *written: tuple[float, np.ndarray, float, float, float]
-    ) -> tuple[Waypoint, ...]:
-        """The start pose, then (time at careful speed, world position, pitch, roll, opening)."""
+    def _waypoints(self, arm: str, legs: Sequence[Leg]) -> tuple[Waypoint, ...]:
+        """The start pose, then the legs in the frame of the arm's base."""
         solver = self._solvers[arm]
         position_m, rotation = solver.forward(np.array(START_ARM_POSE_RAD))
         start = Waypoint(
@@ -191,26 +244,27 @@ class TransferCubeDemonstrator:
                     roll_rad=roll,
                     opening=opening,
                 )
-                for time_s, position, pitch, roll, opening in written
+                for time_s, position, pitch, roll, opening in legs
             ),
         )
 
 
 def demonstrate(world: AlohaWorld) -> Iterator[np.ndarray]:
-    """Teleoperates a world just reset: yields the targets of each tick; the caller applies them
-    and advances.
+    """Teleoperates a world just reset, as its instruction asks: yields the targets of each tick;
+    the caller applies them and advances.
 
     Looks where the cube is until the gripper closes on it, as an operator does.
 
     Yields:
         (14,) float64 joint targets.
     """
-    demonstrator = TransferCubeDemonstrator(world.model, float(world.targets()[GRIPPERS[0]]))
+    script = SCRIPTS[world.task.name]
+    demonstrator = Demonstrator(world.model, script, float(world.targets()[GRIPPERS[0]]))
     period_s = world.control_period_ns * 1e-9
-    cube = world.cube_pose(CUBE)
-    for step in range(1, round(DURATION_S / period_s) + 1):
-        if step * period_s <= demonstrator.look_s:
-            cube = world.cube_pose(CUBE)
+    cube = world.cube_pose(world.target)
+    for step in range(1, round(script.duration_s / period_s) + 1):
+        if step * period_s <= script.look_s:
+            cube = world.cube_pose(world.target)
         yield demonstrator.targets(step * period_s, cube)
 
 

@@ -18,7 +18,7 @@ from vla_oft_ros.aloha import (
     RobotProfile,
     start_pose,
 )
-from vla_oft_ros.sim.demonstrator import TransferCubeDemonstrator
+from vla_oft_ros.sim.demonstrator import Demonstrator, Script
 
 LEADER_HORN_M, LEADER_ARM_M = 0.014, 0.024
 """Gripper geometry of the leaders, wx250s (interbotix_xs_sdk)."""
@@ -37,12 +37,15 @@ class ScriptedOperator:
 
     Args:
         model: The scene, for its kinematics.
+        script: What is demonstrated.
         start_opening: Opening of both grippers in the start pose, action scale.
         rest_s: How long the operator waits before and after the motion.
     """
 
-    def __init__(self, model: mujoco.MjModel, start_opening: float, rest_s: float) -> None:
-        self._demonstrator = TransferCubeDemonstrator(model, start_opening)
+    def __init__(
+        self, model: mujoco.MjModel, script: Script, start_opening: float, rest_s: float
+    ) -> None:
+        self._demonstrator, self._script = Demonstrator(model, script, start_opening), script
         self._start = start_pose(start_opening)
         self._rest_s = rest_s
         self.rest()
@@ -80,8 +83,8 @@ class ScriptedOperator:
         if self._begin_ns is None:
             self._begin_ns = stamp_ns
         time_s = (stamp_ns - self._begin_ns) * 1e-9 - self._rest_s
-        duration_s = self._demonstrator.duration_s
-        if time_s <= self._demonstrator.look_s:
+        duration_s = self._script.duration_s
+        if time_s <= self._script.look_s:
             self._cube_m = cube_m[:3] + self._offset_m
         if time_s > duration_s + self._rest_s:
             self.phase = Phase.DONE

@@ -6,7 +6,7 @@ Rows are what a recorder makes of the real robot: observation and leader positio
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +29,8 @@ class Demonstration:
         action: (T, 14) float64 what the leaders said at the same instant.
         stamps_ns: (T,) int64 simulated time.
         rewards: (T,) int64 reward after each action.
+        instruction: What was asked for.
+        cube_poses: Cube name → (7,) world pose at the start.
         success: Whether the task was done at the end.
     """
 
@@ -37,6 +39,8 @@ class Demonstration:
     action: np.ndarray
     stamps_ns: np.ndarray
     rewards: np.ndarray
+    instruction: str
+    cube_poses: Mapping[str, np.ndarray]
     success: bool
 
 
@@ -67,6 +71,7 @@ def record_demonstration(
             al. 2017).
         store: What is kept of a camera image.
     """
+    cube_poses = {cube.name: world.cube_pose(cube.name) for cube in world.task.cubes}
     images: dict[str, list[np.ndarray]] = {camera: [] for camera in CAMERAS}
     qpos, actions, stamps, rewards = [], [], [], []
     push = np.zeros(ACTION_DIM)
@@ -88,5 +93,7 @@ def record_demonstration(
         action=np.stack(actions),
         stamps_ns=np.array(stamps, dtype=np.int64),
         rewards=np.array(rewards, dtype=np.int64),
+        instruction=world.instruction,
+        cube_poses=cube_poses,
         success=world.task.is_success(rewards),
     )

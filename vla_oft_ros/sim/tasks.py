@@ -1,8 +1,9 @@
-"""What is to be done in the simulated ALOHA: objects, where they start, reward, and what counts as
-success.
+"""What is to be done in the simulated ALOHA: objects, how an episode starts, what it asks for,
+reward, and what counts as success.
 
 A task is a record of plain values and two pure functions, so it can be tested without physics.
-Contacts come in as names of touching geometries; `aloha_world` produces them.
+Contacts come in as names of touching geometries; `aloha_world` produces them. Where the objects
+start and which instruction is given are drawn together, from one seeded generator.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ LEFT_FINGER = "vx300s_left/10_left_gripper_finger"
 RIGHT_FINGER = "vx300s_right/10_right_gripper_finger"
 TABLE = "table"
 """Geometries that gym-aloha's rewards look at: one finger of each arm, and the table."""
+RIGHT_FINGERS = (RIGHT_FINGER, "vx300s_right/10_left_gripper_finger")
+"""Both fingers of the right arm."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +45,17 @@ class Contacts:
         return frozenset((first, second)) in self.pairs
 
 
-PoseSampler = Callable[[np.random.Generator], Mapping[str, np.ndarray]]
+@dataclass(frozen=True, kw_only=True)
+class EpisodeStart:
+    """What one episode begins with.
+
+    Attributes:
+        instruction: What the operator asks for, one of the task's.
+        cube_poses: Cube name → (7,) float64 world pose: position in m, quaternion (w, x, y, z).
+    """
+
+    instruction: str
+    cube_poses: Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,22 +64,39 @@ class Task:
 
     Attributes:
         name: What the parameter `task` calls it.
-        instruction: What an operator would say, if nothing else is said.
         cubes: The free objects of the scene.
-        sample_poses: Draws cube name → (7,) float64 world pose: position in m, quaternion (w, x,
-            y, z).
-        reward: Reward of the present instant from its contacts, an integer 0 … `max_reward`.
+        instructions: What an operator may ask for → name of the cube that is meant.
+        sample: Draws the start of an episode; everything random about it comes from the generator.
+        reward: Reward of the present instant from its contacts and the name of the cube that is
+            meant, an integer 0 … `max_reward`.
         max_reward: The reward of a task done.
         hold_steps: Control steps for which `max_reward` must last at the end of an episode.
     """
 
     name: str
-    instruction: str
     cubes: tuple[Cube, ...]
-    sample_poses: PoseSampler
-    reward: Callable[[Contacts], int]
+    instructions: Mapping[str, str]
+    sample: Callable[[np.random.Generator], EpisodeStart]
+    reward: Callable[[Contacts, str], int]
     max_reward: int
     hold_steps: int = 10
+
+    def target(self, instruction: str) -> str:
+        """Name of the cube that an instruction is about.
+
+        Where there is only one thing to ask for, any words will do.
+
+        Raises:
+            ValueError: if the task has several instructions and this is none of them.
+        """
+        if len(self.instructions) == 1:
+            return next(iter(self.instructions.values()))
+        if instruction not in self.instructions:
+            asked = ", ".join(repr(known) for known in self.instructions)
+            raise ValueError(
+                f"instruction: expected one of the task {self.name}, {asked}; got {instruction!r}"
+            )
+        return self.instructions[instruction]
 
     def is_success(self, rewards: Sequence[int]) -> bool:
         """True if the episode ended with the highest reward held for `hold_steps` control steps.
@@ -78,13 +108,18 @@ class Task:
         return len(last) == self.hold_steps and all(reward == self.max_reward for reward in last)
 
 
-def transfer_cube_poses(generator: np.random.Generator) -> dict[str, np.ndarray]:
+TRANSFER_INSTRUCTION = "transfer the cube from the right gripper to the left gripper"
+
+
+def sample_transfer_cube(generator: np.random.Generator) -> EpisodeStart:
     """Draws where the box starts: upright, to fall 3 cm (ranges: gym-aloha, sample_box_pose)."""
     x, y = generator.uniform([0.0, 0.4], [0.2, 0.6])
-    return {"red_box": np.array([x, y, 0.05, 1.0, 0.0, 0.0, 0.0])}
+    return EpisodeStart(
+        instruction=TRANSFER_INSTRUCTION, cube_poses={"red_box": _upright(x, y, 0.05)}
+    )
 
 
-def transfer_cube_reward(contacts: Contacts) -> int:
+def transfer_cube_reward(contacts: Contacts, target: str) -> int:
     """Reward of gym-aloha's TransferCubeTask.
 
     Returns:
@@ -92,24 +127,107 @@ def transfer_cube_reward(contacts: Contacts) -> int:
         touches it · 4 and it is off the table. Later lines of the original win over earlier ones,
         and so here.
     """
-    lifted = not contacts.touch("red_box", TABLE)
-    if contacts.touch("red_box", LEFT_FINGER):
+    lifted = not contacts.touch(target, TABLE)
+    if contacts.touch(target, LEFT_FINGER):
         return 4 if lifted else 3
-    if contacts.touch("red_box", RIGHT_FINGER):
+    if contacts.touch(target, RIGHT_FINGER):
         return 2 if lifted else 1
     return 0
 
 
 TRANSFER_CUBE = Task(
     name="transfer_cube",
-    instruction="transfer the cube from the right gripper to the left gripper",
     cubes=(Cube(name="red_box", rgba=(1.0, 0.0, 0.0, 1.0)),),
-    sample_poses=transfer_cube_poses,
+    instructions={TRANSFER_INSTRUCTION: "red_box"},
+    sample=sample_transfer_cube,
     reward=transfer_cube_reward,
     max_reward=4,
 )
 
-TASKS: Mapping[str, Task] = {task.name: task for task in (TRANSFER_CUBE,)}
+PICK_CUBES = (
+    Cube(name="red_cube", rgba=(1.0, 0.0, 0.0, 1.0)),
+    Cube(name="green_cube", rgba=(0.0, 0.75, 0.0, 1.0)),
+    Cube(name="blue_cube", rgba=(0.05, 0.15, 1.0, 1.0)),
+)
+"""Alike but for their colour, so that only the words tell which one is meant: a policy that is
+blind to them picks the right one with chance 1 / 3."""
+PICK_INSTRUCTIONS = {
+    f"pick up the {cube.name.removesuffix('_cube')} cube": cube.name for cube in PICK_CUBES
+}
+PICK_LOW_M, PICK_HIGH_M = (0.0, 0.38), (0.2, 0.62)
+"""Corners of the square of table, x and y, where the cubes lie: in front of the right arm, which
+alone is to pick, and about where the box of transfer_cube lies."""
+PICK_APART_M = 0.1
+"""Least distance between the middles of two cubes, 4 cm wide: the open gripper takes hold of one
+without pushing another."""
+CUBE_HALF_M = 0.02
+"""Half the edge of a cube (gym-aloha's red box)."""
+
+
+def sample_pick_cube(generator: np.random.Generator) -> EpisodeStart:
+    """Draws which cube is asked for and, independently, where all of them lie.
+
+    Places are drawn together until all are far enough apart, so that no cube has a place of its
+    own.
+    """
+    instructions = list(PICK_INSTRUCTIONS)
+    instruction = instructions[int(generator.integers(len(instructions)))]
+    while True:
+        places = generator.uniform(PICK_LOW_M, PICK_HIGH_M, (len(PICK_CUBES), 2))
+        away = np.linalg.norm(places[:, None] - places[None], axis=2)  # (cubes, cubes)
+        if np.all(away[np.triu_indices(len(PICK_CUBES), 1)] >= PICK_APART_M):
+            break
+    poses = {
+        cube.name: _upright(x, y, CUBE_HALF_M)
+        for cube, (x, y) in zip(PICK_CUBES, places, strict=True)
+    }
+    return EpisodeStart(instruction=instruction, cube_poses=poses)
+
+
+def pick_cube_reward(contacts: Contacts, target: str) -> int:
+    """Reward of picking one of several cubes with the right gripper.
+
+    A cube is lifted when the right gripper touches it with both fingers and it touches neither the
+    table nor another cube. What happens to a wrong cube counts before what happens to the right
+    one: holding both is no success.
+
+    Returns:
+        0 nothing · 1 the right gripper touches a wrong cube · 2 has lifted a wrong one · 3 touches
+        the right one · 4 has lifted it.
+    """
+    names = [cube.name for cube in PICK_CUBES]
+
+    def touched(name: str) -> bool:
+        return any(contacts.touch(name, finger) for finger in RIGHT_FINGERS)
+
+    def lifted(name: str) -> bool:
+        rests = any(contacts.touch(name, other) for other in (TABLE, *names) if other != name)
+        return all(contacts.touch(name, finger) for finger in RIGHT_FINGERS) and not rests
+
+    wrong = [name for name in names if name != target]
+    if any(map(touched, wrong)):
+        return 2 if any(map(lifted, wrong)) else 1
+    if touched(target):
+        return 4 if lifted(target) else 3
+    return 0
+
+
+PICK_CUBE = Task(
+    name="pick_cube",
+    cubes=PICK_CUBES,
+    instructions=PICK_INSTRUCTIONS,
+    sample=sample_pick_cube,
+    reward=pick_cube_reward,
+    max_reward=4,
+)
+
+
+def _upright(x_m: float, y_m: float, z_m: float) -> np.ndarray:
+    """(7,) world pose of an upright cube."""
+    return np.array([x_m, y_m, z_m, 1.0, 0.0, 0.0, 0.0])
+
+
+TASKS: Mapping[str, Task] = {task.name: task for task in (TRANSFER_CUBE, PICK_CUBE)}
 
 
 def load_task(name: str) -> Task:

@@ -47,7 +47,7 @@ def make_demonstrations(
     Args:
         directory: Folder of the files.
         episodes: How many.
-        seed: Episode i starts from the object poses of seed + i.
+        seed: Episode i starts from the object poses, and asks what, seed + i draws.
         task: Task of the simulation.
         image_px: Store images as a network of this input size sees them before cropping, with the
             preparation of the live policy: exact, and a twentieth of the size; 0 stores the
@@ -89,7 +89,7 @@ def make_demonstrations(
                 action=recorded.action,
                 stamps_ns=recorded.stamps_ns,
                 rate_hz=RATE_HZ,
-                instruction=world.task.instruction,
+                instruction=recorded.instruction,
                 profile=PROFILE,
                 color_order=RGB,
                 outcome=SUCCESS if recorded.success else FAILURE,
