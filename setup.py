@@ -62,6 +62,7 @@ TENSORBOARD = ["tensorboard>=2.15"]
 # ROS 2 Jazzy as wheels. The bounds matter: without them pip takes the newest ROS 2 distribution.
 ROS_RUN = [
     "ros-rclpy[fastrtps]>=7.1,<7.2",
+    "ros-ament-index-python>=1.8,<1.9",
     "ros-builtin-interfaces>=2.0,<2.1",
     "ros-diagnostic-msgs>=5.3,<5.4",
     "ros-geometry-msgs>=5.3,<5.4",

@@ -34,6 +34,7 @@ VALUES = ("types", "config", "config.*", "aloha", "kinematics", "normalization")
 STREAMS = (
     *("sync", "chunk_*", "safety*", "motion_limits", "clearance", "action_aware", "overlay"),
     *("frame_checks", "frame_ring", "parking", "shadow", "recording_traps", "motion_watch"),
+    *("robot_model", "token_frames"),
 )
 MODEL_LIBRARIES = ("numpy", "torch", "safetensors", "tokenizers", "einops", "PIL", "cv2")
 MODEL_LIBRARIES += ("simplejpeg",)
@@ -48,6 +49,7 @@ LAYERS = (
     Layer(VALUES, VALUES, ("numpy",)),
     Layer(STREAMS, VALUES + STREAMS, ("numpy",)),
     Layer(("image_decoding",), (), ("numpy", "cv2")),
+    Layer(("overlay_caption",), (*VALUES, *STREAMS), ("numpy", "cv2")),
     Layer(("model", "model.*"), (*VALUES, *STREAMS, "model", "model.*"), MODEL_LIBRARIES),
     Layer(("shipped_policies",), (), ()),
     Layer(("policy",), (*VALUES, *STREAMS, "shipped_policies", "model.*"), MODEL_LIBRARIES),
@@ -67,12 +69,22 @@ LAYERS = (
         (*MODEL_LIBRARIES, "peft", "rich"),
     ),
     Layer(("sim", "sim.*"), (*VALUES, *STREAMS, "sim", "sim.*"), ("numpy", "cv2", "mujoco")),
-    Layer(("token_view",), (*VALUES, *STREAMS, "model.*", "policy", "sim.*"), ("numpy", "cv2")),
+    Layer(
+        ("token_view",),
+        (*VALUES, *STREAMS, "overlay_caption", "model.*", "policy", "sim.*"),
+        ("numpy", "cv2"),
+    ),
     Layer(("check",), ("config.system",), ("rich",)),
     Layer(("cli_bench",), (), ("rich",)),
     Layer(COMMAND_LINES, ("*",), ("rich",)),
     Layer(("cli_data",), (*VALUES, "data.*"), ("rich",)),
     Layer(("cli_train",), (*VALUES, "train.*"), ("rich",)),
+    Layer(("cli_eval",), (*VALUES, "evaluation", "sim.*"), ("rich",)),
+    Layer(
+        ("evaluation",),
+        (*VALUES, *STREAMS, "shipped_policies", "policy", "sim.*"),
+        ("numpy",),
+    ),
     Layer(("ros", "ros.*"), ("*",), ("*",)),
 )
 """The first layer that matches a module counts."""
@@ -353,7 +365,11 @@ def test_the_command_line_shows_its_help_without_torch_and_ros() -> None:
 
 @pytest.mark.ros
 @pytest.mark.parametrize(
-    "node", ["controller_node", "sim_node", "policy_node", "recorder_node", "teleop_node"]
+    "node",
+    [
+        *("controller_node", "sim_node", "policy_node", "recorder_node", "teleop_node"),
+        "token_viewer_node",
+    ],
 )
 def test_a_node_module_is_imported_without_torch_and_mujoco(node: str) -> None:
     pytest.importorskip("rclpy", reason="needs ROS 2")

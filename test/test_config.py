@@ -20,6 +20,7 @@ from vla_oft_ros.config import (
     SimConfig,
     SyncConfig,
     TeleopConfig,
+    TokenViewerConfig,
     check_fields,
     config_dir,
     default_of,
@@ -37,6 +38,7 @@ NODES = {
     "sim.yaml": ("sim_node", SimConfig),
     "recorder.yaml": ("recorder_node", RecorderConfig),
     "teleop.yaml": ("teleop_node", TeleopConfig),
+    "token_viewer.yaml": ("token_viewer_node", TokenViewerConfig),
 }
 """Parameter file → its node and its class."""
 PROFILES = "aloha.yaml"

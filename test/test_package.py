@@ -25,7 +25,7 @@ MESSAGES = sorted((ROOT / "msg").glob("*.msg"))
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 DISTRIBUTIONS = {"PIL": "pillow", "cv2": "opencv-python-headless", "yaml": "pyyaml"}
 """Distribution of a module, where the names differ."""
-OPTIONAL_ROS = {"cv_bridge"}
+OPTIONAL_ROS = {"cv_bridge", "tf2_msgs", "xacro"}
 """ROS packages that are used where they are installed and not missed elsewhere."""
 
 

@@ -44,6 +44,16 @@ _S = _matrices(_SCREWS)
 _S_SQUARED = _S @ _S
 
 
+def home_axes() -> tuple[np.ndarray, np.ndarray]:
+    """Where the joints turn at all joints zero, in the arm's base_link.
+
+    Returns:
+        Directions (6, 3), of length 1, and of each axis the point nearest to the base (6, 3), m.
+    """
+    directions, moments = _SCREWS[:, :3], _SCREWS[:, 3:]
+    return directions.copy(), np.cross(directions, moments)  # v = -w × p
+
+
 @dataclass(frozen=True)
 class BasePose:
     """Where an arm stands: position of its base_link and heading about the vertical.

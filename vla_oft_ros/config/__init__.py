@@ -33,6 +33,7 @@ from vla_oft_ros.config.training import (
     SmallModelConfig,
     TrainingDataConfig,
 )
+from vla_oft_ros.config.viewer import TokenViewerConfig
 
 __all__ = [
     "ChunkQueueConfig",
@@ -51,6 +52,7 @@ __all__ = [
     "SmallModelConfig",
     "SyncConfig",
     "TeleopConfig",
+    "TokenViewerConfig",
     "TrainingDataConfig",
     "check_fields",
     "config_dir",

@@ -34,6 +34,7 @@ class CameraInput:
         transport: "raw", "compressed", or "auto": the first one that delivers is kept.
         decode: Decoder of raw images.
         on_frame: Called with camera, stamp in ns and a function that decodes the frame.
+        qos: Of the subscriptions.
     """
 
     def __init__(
@@ -44,20 +45,22 @@ class CameraInput:
         transport: str,
         decode: Callable[[Image], np.ndarray],
         on_frame: Callable[[str, int, Decode], None],
+        qos: QoSProfile = LATEST,
     ) -> None:
         self._node, self._camera, self._topic = node, camera, topic
         self._transport, self._decode, self._on_frame = transport, decode, on_frame
+        self._qos = qos
         self._subscriptions: dict[str, Subscription] = {}
 
     def setup(self) -> None:
         """Subscribes."""
         if self._transport in ("auto", "raw"):
             self._subscriptions["raw"] = self._node.create_subscription(
-                Image, self._topic, self._on_raw, LATEST
+                Image, self._topic, self._on_raw, self._qos
             )
         if self._transport in ("auto", "compressed"):
             self._subscriptions["compressed"] = self._node.create_subscription(
-                CompressedImage, f"{self._topic}/compressed", self._on_compressed, LATEST
+                CompressedImage, f"{self._topic}/compressed", self._on_compressed, self._qos
             )
 
     def teardown(self) -> None:

@@ -324,6 +324,27 @@ def pruning_to_msg(
     return message
 
 
+def pruning_from_msg(message: messages.PruningStatus) -> tuple[Motion, float]:
+    """PruningStatus → how the motion was judged, and the share of patches that was kept."""
+    fine = message.mode == messages.PruningStatus.FINE
+    motion = Motion(
+        mode=MotionMode.FINE if fine else MotionMode.COARSE,
+        translation=(float(message.translation[0]), float(message.translation[1])),
+        rotation=(float(message.rotation[0]), float(message.rotation[1])),
+        rise=(float(message.rise[0]), float(message.rise[1])),
+    )
+    return motion, float(message.retain_ratio)
+
+
+def safety_from_msg(message: messages.SafetyStatus) -> tuple[SafetyState, str]:
+    """SafetyStatus → state of the gate, and why.
+
+    Raises:
+        ValueError: for a state that is none.
+    """
+    return SafetyState(message.state), str(message.reason)
+
+
 def episode_status_to_msg(
     status: RecorderStatus,
     *,
