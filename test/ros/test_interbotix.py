@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import struct
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,12 +17,22 @@ import pytest
 from rclpy.lifecycle import LifecycleNode
 from ros.graph import Graph, parameters
 from ros.xs_messages import build_xs_messages
+from ros.xs_modules import FakeModules
 from std_srvs.srv import Trigger
 
-from vla_oft_ros.aloha import ARM_DIM, ARM_JOINTS, ARMS, load_profile
+from vla_oft_ros.aloha import (
+    ARM_DIM,
+    ARM_JOINTS,
+    ARMS,
+    JOINT_LOWER_RAD,
+    JOINT_UPPER_RAD,
+    load_profile,
+)
 from vla_oft_ros.config import ConfigError
+from vla_oft_ros.ros import interbotix, xs_bring_up
 from vla_oft_ros.ros.controller_node import ControllerNode
 from vla_oft_ros.ros.interbotix import InterbotixRobot, import_messages
+from vla_oft_ros.ros.xs_ceremonies import CEREMONIES
 
 PROFILES = ("aloha1", "interbotix_main", "interbotix_2_0")
 TARGET = np.array([0.1, -0.9, 1.1, 0.2, -0.3, 0.4, 0.25, -0.1, -0.8, 1.2, -0.2, 0.3, -0.4, 0.75])
@@ -51,6 +64,57 @@ def test_the_controller_does_not_start_without_the_messages(
     assert not graph.add(ControllerNode()).autostart()
     told = capfd.readouterr().err
     assert "expected the ROS package interbotix_xs_msgs" in told and "Traceback" not in told
+
+
+# Interbotix' own Python package, in a process of its own.
+
+WANTED = [
+    ("reboot_motors", {"cmd_type": "single", "name": "gripper", "enable": True}),
+    (
+        "set_operating_modes",
+        {"cmd_type": "group", "name": "arm", "mode": "position", "profile": ["velocity", 0, 0]},
+    ),
+    (
+        "set_operating_modes",
+        {
+            "cmd_type": "single",
+            "name": "gripper",
+            "mode": "current_based_position",
+            "profile": ["velocity", 0, 0],
+        },
+    ),
+    (
+        "set_motor_registers",
+        {"cmd_type": "single", "name": "gripper", "reg": "Current_Limit", "value": 300},
+    ),
+    ("torque_enable", {"cmd_type": "group", "name": "arm", "enable": True}),
+    ("torque_enable", {"cmd_type": "single", "name": "gripper", "enable": True}),
+]
+
+
+@pytest.fixture
+def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeModules]:
+    """A package like interbotix_xs_modules, importable here and in processes started here."""
+    root = tmp_path / "modules"
+    monkeypatch.syspath_prepend(str(root))
+    monkeypatch.setenv("PYTHONPATH", str(root), prepend=os.pathsep)
+    yield FakeModules(root)
+
+
+@pytest.mark.parametrize("ceremony", CEREMONIES)
+def test_a_ceremony_through_interbotix_modules_makes_its_requests_in_order(
+    own_ros: None, modules: FakeModules, ceremony: str
+) -> None:
+    command = [sys.executable, "-m", xs_bring_up.__name__, ceremony, "/follower_left"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    asked = modules.asked()
+    assert {namespace for _, namespace, _, _ in asked} == {"/follower_left"}
+    requests = [(method, fields) for _, _, method, fields in asked]
+    enable = ceremony != "torque_off"
+    torque = [(method, {**fields, "enable": enable}) for method, fields in WANTED[-2:]]
+    shorter = {"torque_on": torque, "torque_off": torque, "reboot_grippers": WANTED[:1]}
+    assert requests == shorter.get(ceremony, WANTED)
 
 
 # With generated messages.
@@ -129,6 +193,7 @@ class FakeDriver:
         self.registers: dict[str, int] = {}
         self.torque = {"arm": False, "gripper": False}
         self.deaf = False
+        self.limits = [list(JOINT_LOWER_RAD), list(JOINT_UPPER_RAD)]
         types = {
             "torque_enable": srv.TorqueEnable,
             "reboot_motors": srv.Reboot,
@@ -152,6 +217,8 @@ class FakeDriver:
             elif service == "get_robot_info":
                 response.mode = self.modes[request.name]
                 response.joint_names = list(ARM_JOINTS)
+                response.joint_lower_limits = self.limits[0]
+                response.joint_upper_limits = self.limits[1]
             return response
 
         return answer
@@ -168,12 +235,91 @@ INTERBOTIX = parameters(robot_interface="interbotix", profile="interbotix_main")
 
 @slow
 @pytest.mark.timeout(600)
-def test_arms_are_prepared_in_the_order_of_the_ceremony_on_both_sides(
-    make_graph: Callable[..., Graph], xs_messages: Any
+def test_interbotix_modules_prepare_the_arms_beside_the_controller_which_asks_the_drivers(
+    make_graph: Callable[..., Graph], xs_messages: Any, modules: FakeModules
 ) -> None:
     graph = make_graph(*INTERBOTIX)
     drivers = [FakeDriver(graph, xs_messages.srv, f"/follower_{arm}") for arm in ("left", "right")]
     controller(graph)
+    answer = graph.call(Trigger, "/controller_node/prepare_arms", Trigger.Request())
+    assert not answer.success and "expected arm in mode 'position'" in answer.message
+    for driver in drivers:  # the fake package moves no mode of theirs
+        driver.modes = {"arm": "position", "gripper": "current_based_position"}
+    answer = graph.call(Trigger, "/controller_node/prepare_arms", Trigger.Request())
+    assert answer.success, answer.message
+    asked = modules.asked()
+    assert {namespace for _, namespace, _, _ in asked} == {"/follower_left", "/follower_right"}
+    right = [[method, fields] for _, name, method, fields in asked if name == "/follower_right"]
+    assert right[: len(WANTED)] == [list(one) for one in WANTED]
+    assert os.getpid() not in {process for process, *_ in asked}
+    for driver in drivers:
+        assert {service for service, *_ in driver.asked} == {"get_robot_info"}
+
+
+@slow
+@pytest.mark.timeout(600)
+def test_what_interbotix_modules_cannot_do_is_told_and_activation_ends_them(
+    make_graph: Callable[..., Graph],
+    xs_messages: Any,
+    modules: FakeModules,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    graph = make_graph(*INTERBOTIX)
+    node = controller(graph)
+    modules.set_trouble("fails")
+    answer = graph.call(Trigger, "/controller_node/torque_on", Trigger.Request())
+    assert not answer.success and "the bus does not answer" in answer.message
+    assert "interbotix_bring_up: services" in answer.message
+    modules.set_trouble("hangs")
+    with monkeypatch.context() as patch:
+        patch.setattr(interbotix, "_BRING_UP_TIMEOUT_S", 0.5)
+        answer = graph.call(Trigger, "/controller_node/torque_on", Trigger.Request())
+    assert not answer.success and "is xs_sdk running there" in answer.message
+    client = graph.ear.create_client(Trigger, "/controller_node/torque_on")
+    graph.until(client.service_is_ready, "the service")
+    future = client.call_async(Trigger.Request())
+    graph.listen_in_silence(1.0)
+    node.trigger_activate()
+    graph.until(future.done, "the end of the ceremony")
+    assert "deactivate the controller first" in future.result().message
+
+
+@slow
+@pytest.mark.timeout(600)
+def test_the_services_are_asked_where_the_parameter_says_so(
+    make_graph: Callable[..., Graph], xs_messages: Any, modules: FakeModules
+) -> None:
+    graph = make_graph(*INTERBOTIX, *parameters(interbotix_bring_up="services"))
+    left, right = (FakeDriver(graph, xs_messages.srv, f"/follower_{arm}") for arm in ARMS)
+    controller(graph)
+    assert graph.call(Trigger, "/controller_node/torque_on", Trigger.Request()).success
+    assert left.torque == right.torque == {"arm": True, "gripper": True}
+    assert modules.asked() == []
+
+
+@slow
+@pytest.mark.timeout(600)
+def test_a_driver_of_another_arm_is_found_out_by_its_narrower_limits(
+    make_graph: Callable[..., Graph], xs_messages: Any
+) -> None:
+    graph = make_graph(*INTERBOTIX)
+    left = FakeDriver(graph, xs_messages.srv, "/follower_left")
+    FakeDriver(graph, xs_messages.srv, "/follower_right")
+    left.limits[1][2] = 1.0
+    controller(graph)
+    answer = graph.call(Trigger, "/controller_node/prepare_arms", Trigger.Request())
+    assert not answer.success and "expected limits of elbow no narrower" in answer.message
+
+
+@slow
+@pytest.mark.timeout(600)
+def test_arms_are_prepared_in_the_order_of_the_ceremony_on_both_sides(
+    make_graph: Callable[..., Graph], xs_messages: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    graph = make_graph(*INTERBOTIX)
+    drivers = [FakeDriver(graph, xs_messages.srv, f"/follower_{arm}") for arm in ("left", "right")]
+    controller(graph)
+    assert "interbotix_xs_modules is not used: it is not installed" in capfd.readouterr().err
     answer = graph.call(Trigger, "/controller_node/prepare_arms", Trigger.Request())
     assert answer.success, answer.message
     for driver in drivers:

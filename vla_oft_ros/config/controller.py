@@ -250,6 +250,14 @@ class ControllerConfig:
             choices=["joint_state", "interbotix"],
         ),
     )
+    interbotix_bring_up: str = field(
+        default="auto",
+        metadata=doc(
+            "How arms are prepared and torque is switched (robot_interface interbotix): auto is "
+            "through interbotix_xs_modules where it is installed, services is straight to xs_sdk.",
+            choices=["auto", "services"],
+        ),
+    )
     realtime_priority: int = field(
         default=50,
         metadata=doc(

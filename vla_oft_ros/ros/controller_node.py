@@ -102,8 +102,11 @@ class ControllerNode(ManagedNode):
         self._robots: list = [JointStateRobot(self, topic)]
         self._parts += self._robots
         if config.robot_interface == "interbotix" and not config.shadow:
-            self._robots.append(InterbotixRobot(self, profile, lambda: not self._running))
-            self._parts.append(self._robots[-1])
+            robot = InterbotixRobot(
+                self, profile, lambda: not self._running, config.interbotix_bring_up
+            )
+            self._robots.append(robot)
+            self._parts.append(robot)
         self._safety_publisher = self.create_lifecycle_publisher(
             messages.SafetyStatus, config.safety_topic, 10
         )

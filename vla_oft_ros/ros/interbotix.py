@@ -2,14 +2,20 @@
 ceremonies before and after torque.
 
 xs_sdk checks nothing but array lengths, holds the last goal for ever and answers every service
-with an empty message; so nothing goes there but through the safety gate, and each ceremony ends by
-asking the driver what became of it. `interbotix_xs_msgs` is looked for at run time only. Names,
-modes and order: Interbotix/aloha (real_env.py, robot_utils.py), interbotix_xs_sdk.
+with an empty message; so nothing goes there but through the safety gate, and preparing the arms
+ends by asking the driver what became of it. Ceremonies go through `interbotix_xs_modules`, in a
+process of its own, where that is installed, else straight to the driver's services.
+`interbotix_xs_msgs` is looked for at run time only. Names: Interbotix/aloha, interbotix_xs_sdk.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -20,19 +26,39 @@ import numpy as np
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
+from rclpy.task import Future
+from rclpy.timer import Timer
 from std_srvs.srv import Trigger
 
-from vla_oft_ros.aloha import ARM_DIM, ARM_JOINTS, ARMS, RobotProfile
+from vla_oft_ros.aloha import (
+    ARM_DIM,
+    ARM_JOINTS,
+    ARMS,
+    JOINT_LOWER_RAD,
+    JOINT_UPPER_RAD,
+    RobotProfile,
+)
 from vla_oft_ros.config import ConfigError
+from vla_oft_ros.ros import xs_bring_up
+from vla_oft_ros.ros.xs_ceremonies import (
+    ARM_GROUP,
+    ARM_MODE,
+    ASK_ARM,
+    ASK_GRIPPER,
+    CEREMONIES,
+    GRIPPER,
+    GRIPPER_MODE,
+    Request,
+)
 
 PACKAGE = "interbotix_xs_msgs"
-ARM_GROUP, GRIPPER = "arm", "gripper"
-ARM_MODE, GRIPPER_MODE = "position", "current_based_position"
-GRIPPER_CURRENT_LIMIT = 300
-"""Register Current_Limit of the follower's gripper, as teleoperation sets it on both arms
-(dual_side_teleop.py); about 0.8 A."""
 _ANSWER_TIMEOUT_S = 10.0
 """A reboot of a motor takes about a second."""
+_BRING_UP_TIMEOUT_S = 60.0
+"""Start of a Python process, discovery, and a ceremony of six requests."""
+_BRING_UP_POLL_S = 0.05
+_LIMIT_TOLERANCE_RAD = 0.02
+"""The margin that the gate keeps by default (safety.position_margin_rad)."""
 _INSTALL = (
     "build it from source beside this package: `git clone -b jazzy "
     "https://github.com/Interbotix/interbotix_ros_core src/interbotix_ros_core && colcon build "
@@ -81,12 +107,19 @@ class InterbotixRobot:
         node: Managed node to speak through.
         profile: Namespaces and gripper constants.
         is_idle: Says whether the node gives no targets now.
+        bring_up: "auto" or "services", see `ControllerConfig.interbotix_bring_up`.
 
     Raises:
         ConfigError: if the messages are missing or the profile has no xs_sdk.
     """
 
-    def __init__(self, node: Node, profile: RobotProfile, is_idle: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        node: Node,
+        profile: RobotProfile,
+        is_idle: Callable[[], bool],
+        bring_up: str = "auto",
+    ) -> None:
         if not profile.xs_namespaces:
             raise ConfigError(
                 f"robot_interface interbotix: expected a profile with xs_namespaces; "
@@ -95,23 +128,22 @@ class InterbotixRobot:
             )
         self._msg, self._srv = import_messages("msg"), import_messages("srv")
         self._node, self._profile, self._is_idle = node, profile, is_idle
+        self._uses_modules = bring_up == "auto" and xs_bring_up.is_installed()
+        node.get_logger().info(
+            f"bring-up through {xs_bring_up.PACKAGE}"
+            if self._uses_modules
+            else f"bring-up through the services of xs_sdk ({xs_bring_up.PACKAGE} is not used: "
+            + ("interbotix_bring_up says so)" if bring_up != "auto" else "it is not installed)")
+        )
         # A ceremony awaits answers in a callback; in the node's own group none could come.
         self._group = ReentrantCallbackGroup()
+        self._busy: Future | None = None
         self._drivers = [self._driver(namespace) for namespace in profile.xs_namespaces]
-        ceremonies = {
-            "prepare_arms": self._prepare,
-            "torque_on": partial(self._torque, enable=True),
-            "torque_off": partial(self._torque, enable=False),
-            "reboot_grippers": self._reboot_gripper,
-        }
         self._services = [
             node.create_service(
-                Trigger,
-                f"~/{name}",
-                partial(self._run, name, ceremony),
-                callback_group=self._group,
+                Trigger, f"~/{name}", partial(self._run, name), callback_group=self._group
             )
-            for name, ceremony in ceremonies.items()
+            for name in CEREMONIES
         ]
 
     def publish(self, target: np.ndarray, stamp_ns: int) -> None:
@@ -156,46 +188,45 @@ class InterbotixRobot:
         )
 
     async def _run(
-        self,
-        name: str,
-        ceremony: Callable[[_Driver], Awaitable[None]],
-        request: Trigger.Request,
-        response: Trigger.Response,
+        self, ceremony: str, request: Trigger.Request, response: Trigger.Response
     ) -> Trigger.Response:
-        if not self._is_idle():
-            response.message = f"{name}: deactivate the controller first; it is driving the arms"
-            return response
+        while self._busy is not None:  # one at a time
+            await self._busy
+        self._busy = Future()
         try:
             for driver in self._drivers:
-                await ceremony(driver)
+                self._check_idle()
+                if self._uses_modules:
+                    await self._run_process(ceremony, driver.namespace)
+                else:
+                    for one in CEREMONIES[ceremony]:
+                        await self._call(driver, one)
+                if ceremony == "prepare_arms":
+                    await self._verify(driver)
         except CeremonyFailed as error:
-            self._node.get_logger().error(f"{name}: {error}")
-            response.message = str(error)
+            self._node.get_logger().error(f"{ceremony}: {error}")
+            response.message = f"{ceremony}: {error}"
             return response
+        finally:
+            done, self._busy = self._busy, None
+            done.set_result(None)
         response.success = True
-        response.message = f"{name}: done on {' and '.join(ARMS)}"
+        response.message = f"{ceremony}: done on {' and '.join(ARMS)}"
         return response
 
-    async def _prepare(self, driver: _Driver) -> None:
-        await self._reboot_gripper(driver)
-        await self._set_mode(driver, "group", ARM_GROUP, ARM_MODE)
-        await self._set_mode(driver, "single", GRIPPER, GRIPPER_MODE)
-        await self._call(
-            driver,
-            "set_motor_registers",
-            cmd_type="single",
-            name=GRIPPER,
-            reg="Current_Limit",
-            value=GRIPPER_CURRENT_LIMIT,
-        )
-        await self._torque(driver, enable=True)
-        arm = await self._call(driver, "get_robot_info", cmd_type="group", name=ARM_GROUP)
+    def _check_idle(self) -> None:
+        if not self._is_idle():
+            raise CeremonyFailed("deactivate the controller first; it is driving the arms")
+
+    async def _verify(self, driver: _Driver) -> None:
+        """Asks the driver whether it obeyed, and whether it drives the arm that the gate knows."""
+        arm = await self._call(driver, ASK_ARM)
         if tuple(arm.joint_names) != ARM_JOINTS:
             raise CeremonyFailed(
                 f"{driver.namespace}: expected the joints {', '.join(ARM_JOINTS)} in group "
                 f"{ARM_GROUP!r}; the driver has {', '.join(arm.joint_names) or 'none'}"
             )
-        gripper = await self._call(driver, "get_robot_info", cmd_type="single", name=GRIPPER)
+        gripper = await self._call(driver, ASK_GRIPPER)
         for what, mode, wanted in (
             (ARM_GROUP, arm.mode, ARM_MODE),
             (GRIPPER, gripper.mode, GRIPPER_MODE),
@@ -205,47 +236,83 @@ class InterbotixRobot:
                     f"{driver.namespace}: expected {what} in mode {wanted!r}; the driver says "
                     f"{mode!r}"
                 )
+        for joint, lower, upper, own_lower, own_upper in zip(
+            ARM_JOINTS,
+            arm.joint_lower_limits,
+            arm.joint_upper_limits,
+            JOINT_LOWER_RAD,
+            JOINT_UPPER_RAD,
+            strict=True,
+        ):
+            if (
+                lower > own_lower + _LIMIT_TOLERANCE_RAD
+                or upper < own_upper - _LIMIT_TOLERANCE_RAD
+            ):
+                raise CeremonyFailed(
+                    f"{driver.namespace}: expected limits of {joint} no narrower than "
+                    f"{own_lower:.3f} … {own_upper:.3f} rad (ViperX-300 S); the driver has "
+                    f"{lower:.3f} … {upper:.3f}. Is xs_sdk started with another robot_model?"
+                )
 
-    async def _reboot_gripper(self, driver: _Driver) -> None:
-        gripper = {"cmd_type": "single", "name": GRIPPER}
-        await self._call(driver, "reboot_motors", **gripper, enable=True, smart_reboot=False)
-
-    async def _set_mode(self, driver: _Driver, kind: str, name: str, mode: str) -> None:
-        # Profile 0 / 0: every command is taken as it is; the gate has limited it already.
-        await self._call(
-            driver,
-            "set_operating_modes",
-            cmd_type=kind,
-            name=name,
-            mode=mode,
-            profile_type="velocity",
-            profile_velocity=0,
-            profile_acceleration=0,
-        )
-
-    async def _torque(self, driver: _Driver, *, enable: bool) -> None:
-        for kind, name in (("group", ARM_GROUP), ("single", GRIPPER)):
-            await self._call(driver, "torque_enable", cmd_type=kind, name=name, enable=enable)
-
-    async def _call(self, driver: _Driver, service: str, **fields: object) -> Any:
-        client = driver.clients[service]
-        if not client.service_is_ready():
-            raise CeremonyFailed(
-                f"{driver.namespace}/{service}: nobody offers this service; is xs_sdk running "
-                f"in {driver.namespace}?"
+    async def _run_process(self, ceremony: str, namespace: str) -> None:
+        """Lets `xs_bring_up` do it, without ever blocking the executor."""
+        command = [sys.executable, "-m", xs_bring_up.__name__, ceremony, namespace]
+        with tempfile.TemporaryFile() as told:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=told, stderr=subprocess.STDOUT
             )
-        future = client.call_async(client.srv_type.Request(**fields))
-        watchdog = self._node.create_timer(
-            _ANSWER_TIMEOUT_S,
-            future.cancel,
+            ended = Future()
+            deadline_s = time.monotonic() + _BRING_UP_TIMEOUT_S
+
+            def poll() -> None:
+                if time.monotonic() > deadline_s or not self._is_idle():
+                    process.kill()
+                if process.poll() is not None and not ended.done():
+                    ended.set_result(process.returncode)
+
+            timer = self._timer(_BRING_UP_POLL_S, poll)
+            try:
+                code = await ended
+            finally:
+                process.kill()
+                process.wait()
+                self._node.destroy_timer(timer)
+            told.seek(0)
+            lines = told.read().decode(errors="replace").strip().splitlines()
+        self._check_idle()
+        if code == -signal.SIGKILL:
+            raise CeremonyFailed(
+                f"{namespace}: {xs_bring_up.PACKAGE} was not done within "
+                f"{_BRING_UP_TIMEOUT_S:g} s; is xs_sdk running there, and are the motors powered?"
+            )
+        if code != 0:
+            raise CeremonyFailed(
+                f"{namespace}: {xs_bring_up.PACKAGE}: {lines[-1] if lines else f'exit {code}'}; "
+                "interbotix_bring_up: services goes without it"
+            )
+
+    def _timer(self, period_s: float, callback: Callable[[], object]) -> Timer:
+        return self._node.create_timer(
+            period_s,
+            callback,
             callback_group=self._group,
             clock=Clock(clock_type=ClockType.STEADY_TIME),
         )
+
+    async def _call(self, driver: _Driver, request: Request) -> Any:
+        self._check_idle()
+        where = f"{driver.namespace}/{request.service}"
+        client = driver.clients[request.service]
+        if not client.service_is_ready():
+            raise CeremonyFailed(
+                f"{where}: nobody offers this service; is xs_sdk running in {driver.namespace}?"
+            )
+        future = client.call_async(client.srv_type.Request(**request.fields))
+        watchdog = self._timer(_ANSWER_TIMEOUT_S, future.cancel)
         answer = await future
         self._node.destroy_timer(watchdog)
         if answer is None:  # cancelled
             raise CeremonyFailed(
-                f"{driver.namespace}/{service}: no answer within {_ANSWER_TIMEOUT_S:g} s; are the "
-                "motors powered?"
+                f"{where}: no answer within {_ANSWER_TIMEOUT_S:g} s; are the motors powered?"
             )
         return answer
