@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -107,3 +109,20 @@ def test_the_full_network_has_the_operations_and_the_floor_of_the_official_one()
     assert needed.flop == pytest.approx(16.85e12, rel=1e-3)
     # At the rates of an H200: 790 TFLOP/s in bfloat16, 4.3 TB/s.
     assert needed.floor_s(790e12, 4.3e12) == pytest.approx(21.45e-3, rel=1e-3)
+
+
+def test_the_gpu_benchmark_runs_small_on_a_cpu_and_names_every_row_that_cannot(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("vla_oft_ros.model.engine")
+    script = Path(__file__).parent.parent / "benchmark" / "latency_gpu.py"
+    told = tmp_path / "told.json"
+    command = [sys.executable, str(script), "--tiny", "--rounds", "1", "--json", str(told)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = {row["name"]: row for row in json.loads(told.read_text())["rows"]}
+    cannot = {name for name, row in rows.items() if "not_run" in row}
+    assert all("needs a CUDA GPU" in rows[name]["not_run"] for name in cannot)
+    assert {"Hugging Face", "ours, dense", "ours, pruned, coarse"} <= rows.keys() - cannot
+    assert rows["ours, dense"]["relative_error"] < 1e-4
+    assert rows["Hugging Face"]["relative_error"] < 1e-4

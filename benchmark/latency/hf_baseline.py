@@ -265,8 +265,15 @@ class HuggingFaceOFT(nn.Module):
         return not torch.equal(*answers)
 
 
-def share_weights(model: OpenVLAOFT, attention: str = "no mask") -> HuggingFaceOFT:
-    """The baseline with the very tensors of our model: nothing is copied.
+def share_weights(
+    model: OpenVLAOFT, attention: str = "no mask", dtype: torch.dtype | None = None
+) -> HuggingFaceOFT:
+    """The baseline with the very tensors of our model.
+
+    Args:
+        model: Whose weights it takes; nothing is copied unless `dtype` is another.
+        attention: One of `ATTENTIONS`.
+        dtype: Format of the weights; None for the model's.
 
     Raises:
         ValueError: if the model is no OFT+, or attention would be causal with this version of
@@ -275,7 +282,8 @@ def share_weights(model: OpenVLAOFT, attention: str = "no mask") -> HuggingFaceO
     with torch.device("meta"):
         baseline = HuggingFaceOFT(model.config, attention)
     weights = model.state_dict()
-    baseline.load_state_dict({name: weights[name] for name in baseline.state_dict()}, assign=True)
+    taken = {name: weights[name].to(dtype) for name in baseline.state_dict()}
+    baseline.load_state_dict(taken, assign=True)
     llm = baseline.language_model["model"]
     # Its table of frequencies is no weight and is still on no device.
     device = llm.embed_tokens.weight.device
