@@ -90,10 +90,8 @@ def test_torch_pipeline_equals_the_numpy_pipeline() -> None:
     for options in ({}, {"center_crop": False}, {"jpeg_roundtrip": False, "resize_to_256": False}):
         chain = pipeline(112, **options)
         expected = chain.pixel_values(chain.prepare(images))
-        resized = torch.stack([chain._resize_on(i, torch.device("cpu")) for i in images])
-        if chain.options.center_crop:
-            resized = image_ops_torch.center_crop(resized)
-        actual = image_ops_torch.normalize_pixels(resized, MEAN, STD)
+        prepared = chain.prepare_on_device([torch.tensor(image) for image in images])
+        actual = image_ops_torch.normalize_pixels(prepared, MEAN, STD)
         np.testing.assert_array_equal(actual.numpy(), expected)
 
 

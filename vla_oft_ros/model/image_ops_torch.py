@@ -94,15 +94,19 @@ def resize_lanczos(images: Tensor, size_px: int) -> Tensor:
 
 def center_crop(images: Tensor) -> Tensor:
     """Central 90 % of the area, enlarged to the same size: (N, size, size, 3) uint8 → the same."""
-    lower, upper, weight = (
-        torch.tensor(part, device=images.device) for part in crop_grid(images.shape[1])
-    )
+    lower, upper, weight = _crop_grid(images.shape[1], images.device)
     values = images.float() * (1.0 / 255.0)
     left, right = values[:, :, lower], values[:, :, upper]
     rows = left + (right - left) * weight[None, None, :, None]  # (N, H, size, 3)
     top, bottom = rows[:, lower], rows[:, upper]
     cropped = top + (bottom - top) * weight[None, :, None, None]  # (N, size, size, 3)
     return (cropped.clamp(0.0, 1.0) * 255.5).to(torch.uint8)
+
+
+@lru_cache(maxsize=8)
+def _crop_grid(size_px: int, device: torch.device) -> tuple[Tensor, ...]:
+    """`image_ops.crop_grid` on its device, kept."""
+    return tuple(torch.tensor(part, device=device) for part in crop_grid(size_px))
 
 
 def normalize_pixels(images: Tensor, mean: np.ndarray, std: np.ndarray) -> Tensor:
@@ -118,6 +122,12 @@ def normalize_pixels(images: Tensor, mean: np.ndarray, std: np.ndarray) -> Tenso
     """
     planes = rearrange(images, "n h w c -> n 1 c h w").float() / 255.0
     mean_, std_ = (
-        torch.tensor(part, device=images.device)[None, :, :, None, None] for part in (mean, std)
+        _per_channel(tuple(map(tuple, part.tolist())), images.device) for part in (mean, std)
     )
     return rearrange((planes - mean_) / std_, "n towers c h w -> (n towers c) h w")
+
+
+@lru_cache(maxsize=8)
+def _per_channel(rows: tuple[tuple[float, ...], ...], device: torch.device) -> Tensor:
+    """A number per tower and colour, on its device, kept: (1, towers, 3, 1, 1) float32."""
+    return torch.tensor(rows, dtype=torch.float32, device=device)[None, :, :, None, None]

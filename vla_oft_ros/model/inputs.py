@@ -84,16 +84,21 @@ class ImagePipeline:
         """
         if device.type == "cpu":
             return torch.from_numpy(self.pixel_values(self.prepare(images)))
-        resized = torch.stack([self._resize_on(image, device) for image in images])
-        if self.options.center_crop:
-            resized = image_ops_torch.center_crop(resized)
-        return image_ops_torch.normalize_pixels(resized, self.mean, self.std)
+        frames = self.prepare_on_device([torch.tensor(image, device=device) for image in images])
+        return image_ops_torch.normalize_pixels(frames, self.mean, self.std)
 
-    def _resize_on(self, image: np.ndarray, device: torch.device) -> Tensor:
-        """`resize` in torch: (H, W, 3) uint8 → (size, size, 3) uint8 on the device."""
-        batch = torch.tensor(image, device=device)[None]  # (1, H, W, 3)
+    def prepare_on_device(self, images: Sequence[Tensor]) -> Tensor:
+        """`prepare` in torch, where the images are: N × (H, W, 3) uint8 → (N, size, size, 3)
+        uint8.
+        """
+        resized = torch.stack([self._resize_on_device(image) for image in images])
+        return image_ops_torch.center_crop(resized) if self.options.center_crop else resized
+
+    def _resize_on_device(self, image: Tensor) -> Tensor:
+        """`resize` in torch: (H, W, 3) uint8 → (size, size, 3) uint8."""
         if image.shape[:2] == (self.size_px, self.size_px):
-            return batch[0]
+            return image
+        batch = image[None]  # (1, H, W, 3)
         if self.options.resize_to_256:
             batch = image_ops_torch.resize_bicubic(batch, DATASET_PX)
         if self.options.jpeg_roundtrip:

@@ -68,11 +68,8 @@ def jpeg_round_trip(images: Tensor) -> Tensor:
             f"{tuple(images.shape[1:3])}"
         )
     luma, blue, red = _rgb_to_ycc(images.int())
-    luma = _code(luma, _quantizer(_LUMA, images.device))
-    blue, red = (
-        _upsample(_code(_downsample(plane), _quantizer(_CHROMA, images.device)))
-        for plane in (blue, red)
-    )
+    luma = _code(luma, _LUMA)
+    blue, red = (_upsample(_code(_downsample(plane), _CHROMA)) for plane in (blue, red))
     return _ycc_to_rgb(luma, blue, red)
 
 
@@ -138,19 +135,25 @@ def _upsample(plane: Tensor) -> Tensor:
     return columns.flatten(-2)  # (N, 2h, 2w)
 
 
-def _code(plane: Tensor, quantizer: Tensor) -> Tensor:
+def _code(plane: Tensor, table: str) -> Tensor:
     """One plane (N, H, W) through DCT, quantisation and back."""
+    quantizer, multipliers = _quantizer(table, plane.device)
     blocks = rearrange(plane - CENTRE, "n (rows y) (cols x) -> n rows cols y x", y=BLOCK, x=BLOCK)
     steps = quantizer << 3  # the forward DCT's result is scaled by 8
     coefficients = _forward_dct(blocks)
     levels = coefficients.sign() * ((coefficients.abs() + (steps >> 1)) // steps)
-    restored = _inverse_dct(levels * _fast_multipliers(quantizer))
+    restored = _inverse_dct(levels * multipliers)
     return rearrange(restored, "n rows cols y x -> n (rows y) (cols x)")
 
 
-def _quantizer(table: str, device: torch.device) -> Tensor:
-    """(8, 8) int32 quantisation steps at `JPEG_QUALITY` (jcparam.c)."""
-    return torch.tensor(_scaled_table(table), dtype=torch.int32, device=device).view(BLOCK, BLOCK)
+@lru_cache(maxsize=8)
+def _quantizer(table: str, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Quantisation steps at `JPEG_QUALITY` (jcparam.c) and `_fast_multipliers`, each (8, 8) int32,
+    kept on their device.
+    """
+    steps = torch.tensor(_scaled_table(table), dtype=torch.int32, device=device)
+    steps = steps.view(BLOCK, BLOCK)
+    return steps, _fast_multipliers(steps)
 
 
 @lru_cache(maxsize=2)

@@ -75,6 +75,10 @@ class Rotary(NamedTuple):
         """Rows of the tokens that stay, (kept,) int64 indices into the current sequence."""
         return Rotary(self.cos[kept], self.sin[kept])
 
+    def rows(self, first: int, end: int | None) -> Rotary:
+        """Rows from `first` up to, without, `end`; None is all that follow."""
+        return Rotary(self.cos[first:end], self.sin[first:end])
+
 
 class KeyValueCache:
     """Keys and values of all tokens so far, per layer; grows with every causal step."""
@@ -144,8 +148,15 @@ class LlamaOutput(NamedTuple):
     positions: Tensor
 
 
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Root-mean-square norm of (…, D), computed in float32, or float64 for such input."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    return weight * wide.to(x.dtype)
+
+
 class RMSNorm(nn.Module):
-    """Root-mean-square norm, computed in float32."""
+    """`rms_norm` with its weight."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -154,9 +165,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (…, D) to the same shape."""
-        wide = x.float()
-        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        return self.weight * wide.to(x.dtype)
+        return rms_norm(x, self.weight, self.eps)
 
 
 class SelfAttention(nn.Module):

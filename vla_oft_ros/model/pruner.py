@@ -142,26 +142,7 @@ class StagedPruner(ABC):
             stamps_ns: Stamp of each camera's image, nanoseconds.
             grid: (rows, columns) of patches.
         """
-        if not self.stages or self.reasons is None:
-            return dense_retained(cameras, stamps_ns, grid)
-        reasons = self.reasons.flatten().cpu().numpy()
-        found = []
-        for stage in self.stages:
-            patches = stage.patches.cpu().numpy()
-            views = patches // self.plan.patches
-            for view, camera in enumerate(cameras):
-                mine = patches[views == view]
-                found.append(
-                    RetainedTokens(
-                        camera=camera,
-                        stamp_ns=stamps_ns[camera],
-                        grid=grid,
-                        layer=stage.layer,
-                        patch_indices=(mine % self.plan.patches).astype(np.int32),
-                        kept_by=reasons[mine],
-                    )
-                )
-        return tuple(found)
+        return retained_tokens(self.stages, self.reasons, cameras, stamps_ns, grid)
 
 
 class SpecPruner(StagedPruner):
@@ -322,6 +303,45 @@ class ReplayPruner:
             return None
         kept = self._kept[layer].to(positions.device)[positions]
         return kept.nonzero().flatten()
+
+
+def retained_tokens(
+    stages: Sequence[Stage],
+    reasons: Tensor | None,
+    cameras: Sequence[str],
+    stamps_ns: Mapping[str, int],
+    grid: tuple[int, int],
+) -> tuple[RetainedTokens, ...]:
+    """What a pass kept of each camera, after static pruning and each dynamic stage.
+
+    Args:
+        stages: `StagedPruner.stages`; none is a dense pass.
+        reasons: `StagedPruner.reasons`.
+        cameras: Names in the order of the network.
+        stamps_ns: Stamp of each camera's image, nanoseconds.
+        grid: (rows, columns) of patches.
+    """
+    if not stages or reasons is None:
+        return dense_retained(cameras, stamps_ns, grid)
+    per_view = grid[0] * grid[1]
+    flags = reasons.flatten().cpu().numpy()
+    found = []
+    for stage in stages:
+        patches = stage.patches.cpu().numpy()
+        views = patches // per_view
+        for view, camera in enumerate(cameras):
+            mine = patches[views == view]
+            found.append(
+                RetainedTokens(
+                    camera=camera,
+                    stamp_ns=stamps_ns[camera],
+                    grid=grid,
+                    layer=stage.layer,
+                    patch_indices=(mine % per_view).astype(np.int32),
+                    kept_by=flags[mine],
+                )
+            )
+    return tuple(found)
 
 
 def dense_retained(

@@ -187,6 +187,13 @@ class VisionTower(nn.Module):
         """All blocks but the last, whose output nobody reads."""
         return [block for block in self.blocks if isinstance(block, Block)][:-1]
 
+    @property
+    def last_block(self) -> Block:
+        """The block that is not run."""
+        block = self.blocks[-1]
+        assert isinstance(block, Block)
+        return block
+
     def modulations(self, language: Tensor) -> tuple[Modulation, ...]:
         """γ and β of every block that is run, from the mean language embedding (B, D).
 
@@ -196,6 +203,16 @@ class VisionTower(nn.Module):
         if not self.config.film_width:
             raise RuntimeError("vision tower: modulations asked of a checkpoint without FiLM")
         return tuple(block.modulation(language) for block in self.run_blocks)
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """Images (B·N, 3, H, W) → tokens that enter the first block, (B·N, prefix + P, width)."""
+        x = self.patch_embed(pixels) + self.pos_embed  # (B·N, P, width)
+        prefix = [
+            t.expand(len(x), -1, -1) for t in (self.cls_token, self.reg_token) if t is not None
+        ]
+        # Prefix tokens carry no position: they join after the position embedding (timm's
+        # no_embed_class).
+        return torch.cat([*prefix, x], dim=1)
 
     def forward(self, pixels: Tensor, modulations: Sequence[Modulation] | None) -> Tensor:
         """Runs all blocks but the last.
@@ -208,13 +225,7 @@ class VisionTower(nn.Module):
         Returns:
             (B·N, P, width), prefix tokens dropped.
         """
-        x = self.patch_embed(pixels) + self.pos_embed  # (B·N, P, width)
-        prefix = [
-            t.expand(len(x), -1, -1) for t in (self.cls_token, self.reg_token) if t is not None
-        ]
-        # Prefix tokens carry no position: they join after the position embedding (timm's
-        # no_embed_class).
-        x = torch.cat([*prefix, x], dim=1)  # (B·N, prefix + P, width)
+        x = self.embed(pixels)
         for index, block in enumerate(self.run_blocks):
             x = block(x, modulations[index] if modulations else None)
         features: Tensor = x[:, -self.config.patches :]
