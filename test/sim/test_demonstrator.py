@@ -9,14 +9,17 @@ pytest.importorskip("mujoco", reason="the extra 'sim' is not installed")
 
 from vla_oft_ros.aloha import (
     ARMS,
+    CAMERAS,
     GRIPPERS,
     JOINT_VELOCITY_RAD_S,
     START_ARM_POSE_RAD,
+    load_profile,
     position_limits,
 )
 from vla_oft_ros.sim.aloha_world import AlohaWorld
-from vla_oft_ros.sim.demonstrator import SCRIPTS, Demonstrator, between, demonstrate
+from vla_oft_ros.sim.demonstrator import SCRIPTS, Demonstrator, Script, between, demonstrate
 from vla_oft_ros.sim.inverse_kinematics import ToolSolver
+from vla_oft_ros.sim.record import record_demonstration
 
 pytestmark = pytest.mark.sim
 
@@ -177,3 +180,24 @@ def test_out_of_reach_the_arm_stays_within_its_limits(
     angles = solver.solve(np.array(position_m), np.eye(3), np.array(START_ARM_POSE_RAD))
     lower, upper = position_limits()
     assert np.all(angles >= lower[:6] - 1e-4) and np.all(angles <= upper[:6] + 1e-4)
+
+
+@pytest.mark.parametrize("script", SCRIPTS.values(), ids=list(SCRIPTS))
+def test_an_arm_bears_no_push_while_it_holds_the_cube_and_any_before(script: Script) -> None:
+    slack = np.stack([script.slack(time_s) for time_s in np.arange(0.0, script.duration_s, 0.01)])
+    assert np.all((slack >= 0.0) & (slack <= 1.0))
+    np.testing.assert_array_equal(slack[0], [1.0, 1.0])
+    assert np.abs(np.diff(slack, axis=0)).max() < 0.05  # no jerk at the ends of it
+    assert script.slack(script.look_s)[1] == script.slack(script.look_s + 0.5)[1] == 0.0
+
+
+def test_disturbed_demonstrations_still_succeed(
+    world: AlohaWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blank = {camera: np.zeros((2, 2, 3), np.uint8) for camera in CAMERAS}
+    monkeypatch.setattr(AlohaWorld, "images", lambda world: blank)
+    for seed in range(8):
+        world.reset(seed=seed)
+        generator = np.random.default_rng(seed)
+        take = record_demonstration(world, load_profile("sim"), generator, disturbance_rad=0.02)
+        assert take.success, seed

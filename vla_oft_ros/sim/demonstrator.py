@@ -30,6 +30,8 @@ LIFT_M = 0.12
 """How high a cube is lifted that shall be picked up."""
 SPEED = 1.25
 """How much faster than the times written below, which a careful person would take."""
+_CALM_S = 0.4
+"""How long an arm takes to come to rest from a disturbance, at the careful speed."""
 _OPEN, _CLOSED = 1.0, 0.0
 
 Leg = tuple[float, np.ndarray, float, float, float]
@@ -96,11 +98,14 @@ class Script:
             after the start pose. An arm without legs stays there.
         grasp_s: When the gripper closes, at the careful speed.
         end_s: When it is over, at the careful speed.
+        delicate_s: Arm → from when until when a push would cost the cube, at the careful speed:
+            while it has the cube between its fingers or comes near one in the other hand.
     """
 
     legs: Callable[[np.ndarray], Mapping[str, Sequence[Leg]]]
     grasp_s: float
     end_s: float
+    delicate_s: Mapping[str, tuple[float, float]]
 
     @property
     def duration_s(self) -> float:
@@ -111,6 +116,22 @@ class Script:
     def look_s(self) -> float:
         """Until then an operator looks where the cube is; afterwards the gripper hides it."""
         return self.grasp_s / SPEED
+
+    def slack(self, time_s: float) -> np.ndarray:
+        """How much of a disturbance each arm can bear.
+
+        Args:
+            time_s: Since the start of the demonstration.
+
+        Returns:
+            (2,) float64, left arm first: 1 in free motion, 0 where it is delicate, and between
+            them a slope.
+        """
+        slack = np.ones(len(ARMS))
+        for arm, (begin_s, end_s) in self.delicate_s.items():
+            away_s = max(begin_s - time_s * SPEED, time_s * SPEED - end_s, 0.0)
+            slack[ARMS.index(arm)] = min(away_s / _CALM_S, 1.0)
+        return slack
 
 
 def _transfer_legs(cube: np.ndarray) -> dict[str, list[Leg]]:
@@ -153,8 +174,13 @@ def _pick_legs(cube: np.ndarray) -> dict[str, list[Leg]]:
 
 
 SCRIPTS: Mapping[str, Script] = {
-    "transfer_cube": Script(legs=_transfer_legs, grasp_s=2.3, end_s=7.6),
-    "pick_cube": Script(legs=_pick_legs, grasp_s=2.3, end_s=5.0),
+    "transfer_cube": Script(
+        legs=_transfer_legs,
+        grasp_s=2.3,
+        end_s=7.6,
+        delicate_s={"left": (3.5, 7.6), "right": (2.3, 6.2)},
+    ),
+    "pick_cube": Script(legs=_pick_legs, grasp_s=2.3, end_s=5.0, delicate_s={"right": (2.3, 5.0)}),
 }
 """Task → how it is done."""
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vla_oft_ros.aloha import ACTION_DIM, ARMS, CAMERAS, GRIPPERS, RobotProfile
+from vla_oft_ros.aloha import ACTION_DIM, ARM_DIM, ARMS, CAMERAS, GRIPPERS, RobotProfile
 from vla_oft_ros.sim.aloha_world import AlohaWorld
-from vla_oft_ros.sim.demonstrator import demonstrate
+from vla_oft_ros.sim.demonstrator import SCRIPTS, demonstrate
 
 DISTURBANCE_MEMORY = 0.8
 """How much of a disturbance is left one step later: a push that lasts about five steps."""
@@ -66,9 +66,10 @@ def record_demonstration(
         world: Its cube lies where the demonstration shall find it.
         profile: Robot profile of the simulation.
         generator: Of the disturbance.
-        disturbance_rad: Standard deviation by which the arms are pushed off what the leaders say;
-            the record holds what they say, so that a policy learns to come back (DART, Laskey et
-            al. 2017).
+        disturbance_rad: Standard deviation by which the arms are pushed off what the leaders say
+            while they move freely; the record holds what they say, so that a policy learns to come
+            back (DART, Laskey et al. 2017). An arm that holds the cube, or reaches for one in the
+            other hand, is left alone: there a push teaches nothing but to lose it.
         store: What is kept of a camera image.
     """
     cube_poses = {cube.name: world.cube_pose(cube.name) for cube in world.task.cubes}
@@ -76,6 +77,7 @@ def record_demonstration(
     qpos, actions, stamps, rewards = [], [], [], []
     push = np.zeros(ACTION_DIM)
     fresh = disturbance_rad * np.sqrt(1.0 - DISTURBANCE_MEMORY**2)
+    script = SCRIPTS[world.task.name]
     for target in demonstrate(world):
         for camera, image in world.images().items():
             images[camera].append(store(image))
@@ -84,7 +86,8 @@ def record_demonstration(
         stamps.append(world.time_ns)
         push = DISTURBANCE_MEMORY * push + fresh * generator.standard_normal(ACTION_DIM)
         push[list(GRIPPERS)] = 0.0
-        world.set_targets(target + push)
+        slack = script.slack((world.time_ns + world.control_period_ns) * 1e-9)
+        world.set_targets(target + push * slack.repeat(ARM_DIM))
         world.advance(world.control_period_ns)
         rewards.append(world.reward())
     return Demonstration(
