@@ -147,6 +147,7 @@ def test_an_interrupted_and_resumed_training_equals_an_uninterrupted_one_bit_for
             base_dir=str(base_dir),
             lora_rank=rank,
             lora_dropout=0.1 if rank else 0.0,
+            vision_probe=0.0 if rank else 0.5,
             max_steps=steps,
             warmup_steps=3,
             decay_steps=(5,),
@@ -163,6 +164,29 @@ def test_an_interrupted_and_resumed_training_equals_an_uninterrupted_one_bit_for
     assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
     states = [path for _, path in saved_checkpoints(tmp_path / "parts")]
     assert [(path / STATE_FILE).is_file() for path in states] == [False, True]
+
+
+def test_the_vision_probe_teaches_the_towers_and_leaves_with_the_training(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    """Its loss is added, its gradients stop before the LLM, and it is not saved."""
+    plain = train(make_config(tmp_path / "plain", max_steps=1))
+    probed = train(make_config(tmp_path / "probed", max_steps=1, vision_probe=0.5))
+    figures = probed.figures
+    assert figures["loss"] == pytest.approx(figures["l1"] + 0.5 * figures["vision_probe_l1"])
+    assert figures["l1"] == pytest.approx(plain.figures["l1"]) and "vision_probe_l1" in figures
+    before, after = weights(plain.checkpoint_dir), weights(probed.checkpoint_dir)
+    changed = {
+        name.removeprefix("exp_avg.")
+        for name, value in before.items()
+        if name.startswith("exp_avg.") and not torch.equal(value, after[name])
+    }
+    # The instruction's words drive FiLM, and so the towers.
+    own = ("vision_backbone.", "projector.", "language_model.model.embed_tokens.")
+    assert len(changed) > 20 and all(name.startswith(own) for name in changed)
+    saved = load_file(probed.checkpoint_dir / "model.safetensors")
+    assert saved.keys() == load_file(plain.checkpoint_dir / "model.safetensors").keys()
+    assert any("vision_probe" in name for name in after)
 
 
 def test_the_official_resume_forgets_the_optimizer_if_asked_to(

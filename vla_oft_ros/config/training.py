@@ -139,6 +139,16 @@ class FinetuneConfig:
         metadata=doc("Rank of LoRA on all linear layers; 0 trains all weights.", ge=0, le=512),
     )
     lora_dropout: float = field(default=0.0, metadata=doc("Dropout before LoRA.", ge=0.0, le=0.9))
+    vision_probe: float = field(
+        default=0.0,
+        metadata=doc(
+            "Weight of an extra loss: the mean patch token and proprio alone must tell the "
+            "actions. Shows vision towers that start from random weights where things are; 0 is "
+            "none, as officially.",
+            ge=0.0,
+            le=10.0,
+        ),
+    )
     learning_rate: float = field(default=5e-4, metadata=doc("Highest rate.", ge=0.0, le=1.0))
     decay_steps: tuple[int, ...] = field(
         default=(50000,),

@@ -34,6 +34,7 @@ from vla_oft_ros.train.processes import Processes, like, whole
 STATE_FILE = "training_state.pt"
 _NAME = re.compile(r"--(\d+)_chkpt$")
 _PART = ".part"
+_PROBE = "vision_probe"
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -51,6 +52,7 @@ class Trainee:
 
     Attributes:
         checkpoint: From `load_base`; its network has LoRA by now.
+        probe: Trained beside it, but no part of a policy; None where there is none.
         optimizer: Of the trained parameters.
         statistics: Content of dataset_statistics.json.
         config: Settings.
@@ -58,6 +60,7 @@ class Trainee:
     """
 
     checkpoint: Checkpoint
+    probe: nn.Module | None
     optimizer: Optimizer
     statistics: Mapping[str, Any]
     config: FinetuneConfig
@@ -66,8 +69,13 @@ class Trainee:
     @property
     def trained(self) -> dict[str, nn.Parameter]:
         """Name → parameter that is trained."""
-        named = self.checkpoint.model.named_parameters()
-        return {name: parameter for name, parameter in named if parameter.requires_grad}
+        return {name: value for name, value in self.parameters.items() if value.requires_grad}
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Name → parameter of network and probe."""
+        probe = self.probe.named_parameters(prefix=_PROBE) if self.probe else ()
+        return dict([*self.checkpoint.model.named_parameters(), *probe])
 
 
 def saved_checkpoints(run_dir: Path) -> list[tuple[int, Path]]:
@@ -97,7 +105,7 @@ def save(trainee: Trainee, step: int, processes: Processes) -> Path:
     config = trainee.config
     run_dir = Path(config.run_dir).expanduser()
     target = run_dir / f"{config.data.name}--{step}_chkpt"
-    tensors = _gathered(dict(trainee.checkpoint.model.named_parameters()), processes)
+    tensors = _gathered(trainee.parameters, processes)
     state = _optimizer_state(trainee, processes)
     if processes.first:
         _refuse_unless_finite(tensors, trainee.trained)

@@ -149,9 +149,10 @@ class _Training:
             checkpoint.model,
             autocast=computed,
             pads_in_film_average=config.official.pads_in_film_average,
-        )
+            vision_probe=config.vision_probe,
+        ).to(processes.device)
         self.module = spread(self.objective, processes, config.sharding)
-        parameters = [p for p in checkpoint.model.parameters() if p.requires_grad]
+        parameters = [p for p in self.objective.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
             parameters,
             lr=config.learning_rate,
@@ -167,6 +168,7 @@ class _Training:
         )
         self.trainee = Trainee(
             checkpoint=checkpoint,
+            probe=self.objective.probe,
             optimizer=self.optimizer,
             statistics={config.data.name: statistics.content},
             config=config,
@@ -176,6 +178,7 @@ class _Training:
                 "film": config.film,
                 "chunk_len": config.chunk_len,
                 "lora_rank": config.lora_rank,
+                "vision_probe": config.vision_probe,
                 "seed": config.seed,
                 "data.name": config.data.name,
                 "data.cameras": list(config.data.cameras),

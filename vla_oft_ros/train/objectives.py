@@ -73,6 +73,34 @@ class _LayoutWithStop(TokenLayout):
         return slice(self.actions.start - 1, self.actions.stop)
 
 
+class VisionProbe(nn.Module):
+    """Reads the actions from the mean patch token and proprio alone; thrown away after training.
+
+    In a network from random weights each patch is one of some six hundred tokens that action
+    tokens mix evenly at first, so that hardly any gradient tells the vision towers where things
+    are. This short way does. Not part of OpenVLA-OFT, whose towers come trained.
+
+    Args:
+        width: D.
+        chunk_len: K.
+        action_dim: A.
+        proprio_dim: Numbers of the joint state; 0 where the network reads none.
+    """
+
+    def __init__(self, width: int, chunk_len: int, action_dim: int, proprio_dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width + proprio_dim, 2 * width)
+        self.fc2 = nn.Linear(2 * width, chunk_len * action_dim)
+        self.action_dim = action_dim
+
+    def forward(self, patches: Tensor, proprio: Tensor | None) -> Tensor:
+        """Maps (B, N·P, D) patch tokens and (B, A) proprio to (B, K, A) normalised actions."""
+        pooled = patches.float().mean(dim=1)  # (B, D)
+        read = pooled if proprio is None else torch.cat([pooled, proprio], dim=1)
+        actions: Tensor = self.fc2(F.gelu(self.fc1(read)))
+        return actions.unflatten(1, (-1, self.action_dim))
+
+
 class Objective(nn.Module):
     """Network and loss.
 
@@ -81,6 +109,7 @@ class Objective(nn.Module):
         autocast: Number format of the computation; None for that of the weights.
         pads_in_film_average: Official behaviour: padding tokens of a batch count in the language
             embedding that drives FiLM. They never occur when the policy acts.
+        vision_probe: Weight of the L1 error of a `VisionProbe`, added to the loss; 0 is none.
     """
 
     def __init__(
@@ -89,9 +118,17 @@ class Objective(nn.Module):
         *,
         autocast: torch.dtype | None = None,
         pads_in_film_average: bool = False,
+        vision_probe: float = 0.0,
     ) -> None:
         super().__init__()
         self.model = model
+        self.probe_weight = vision_probe
+        sizes = model.config
+        self.probe = (
+            VisionProbe(sizes.llm.width, sizes.chunk_len, sizes.action_dim, sizes.proprio_dim)
+            if vision_probe
+            else None
+        )
         self.autocast = autocast
         self.pads_in_film_average = pads_in_film_average
 
@@ -112,20 +149,30 @@ class Objective(nn.Module):
         device = batch.actions.device.type
         with torch.autocast(device, self.autocast, enabled=self.autocast is not None):
             context = self.model.embed(batch.inputs, self._film(batch.inputs))
-            if self.model.config.head is HeadKind.DISCRETE:
-                return self._cross_entropy(context, batch)
-            if self.model.config.head is HeadKind.DIFFUSION:
-                noisy = DdimSchedule(batch.actions.device).add_noise(
-                    batch.actions, batch.noise, batch.timesteps
-                )
-                hidden, _ = self.model.noisy_hidden(context, noisy, batch.timesteps)
-            else:
-                hidden, _ = self.model.action_hidden(context)
-        predicted = self._head(hidden)  # (B, K, A)
+            losses = self._losses(context, batch)
+        if self.probe is None:
+            return losses
+        predicted = self.probe(context.patches, batch.inputs.proprio)  # (B, K, A)
+        errors = ((predicted - batch.actions).abs() * batch.valid[..., None]).sum()
+        figure = _figure(errors, int(batch.valid.sum()) * self.model.config.action_dim)
+        total = losses.total + self.probe_weight * errors
+        return Losses(total, {**losses.figures, "vision_probe_l1": figure})
+
+    def _losses(self, context: Context, batch: Batch) -> Losses:
+        """Those of the network itself, under autocast."""
+        if self.model.config.head is HeadKind.DISCRETE:
+            return self._cross_entropy(context, batch)
         if self.model.config.head is HeadKind.DIFFUSION:
+            noisy = DdimSchedule(batch.actions.device).add_noise(
+                batch.actions, batch.noise, batch.timesteps
+            )
+            hidden, _ = self.model.noisy_hidden(context, noisy, batch.timesteps)
+            predicted = self._head(hidden)  # (B, K, A)
             squares = (predicted - batch.noise).square() * batch.valid[..., None]
             total = squares.sum()
             return Losses(total, {"noise_mse": _figure(total, self.count(batch))})
+        hidden, _ = self.model.action_hidden(context)
+        predicted = self._head(hidden)  # (B, K, A)
         errors = (predicted - batch.actions).abs() * batch.valid[..., None]  # (B, K, A)
         return Losses(errors.sum(), _l1_figures(errors, batch))
 
