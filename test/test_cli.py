@@ -11,7 +11,7 @@ from vla_oft_ros import check, cli
 from vla_oft_ros.aloha import CAMERAS
 from vla_oft_ros.check import Finding
 
-COMMANDS = ("demo", "make-checkpoint", "view", "check", "make-demos", "train")
+COMMANDS = ("demo", "make-checkpoint", "view", "check", "make-demos", "train", "eval")
 COMMANDS += ("record", "record-demo")
 COMMANDS += ("recover", "inspect", "doctor", "convert", "stats", "bench")
 

@@ -125,6 +125,10 @@ def build_parser() -> argparse.ArgumentParser:
 
     add_training_commands(partial(_add, commands))
 
+    from vla_oft_ros.cli_eval import add_evaluation_command
+
+    add_evaluation_command(partial(_add, commands))
+
     from vla_oft_ros.cli_bench import add_bench_command
 
     add_bench_command(partial(_add, commands))
