@@ -1,5 +1,5 @@
 """Starts everything that lets a policy move an ALOHA: policy_node, controller_node, and on request
-the simulated robot.
+the simulated robot and the viewer.
 
     ros2 launch vla_oft_ros aloha_policy.launch.py checkpoint:=/path/to/checkpoint
     instruction:="transfer the cube"
@@ -11,21 +11,26 @@ starts the same nodes from the same files.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from launch import LaunchContext, LaunchDescription
 from launch.actions import (
     DeclareLaunchArgument,
     EmitEvent,
     ExecuteProcess,
+    IncludeLaunchDescription,
     OpaqueFunction,
     RegisterEventHandler,
 )
 from launch.event_handlers import OnProcessExit
 from launch.events import Shutdown
+from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import Node
 from launch_ros.substitutions import FindPackageShare
 
 PACKAGE = "vla_oft_ros"
+VIEWER = Path(__file__).parent / "aloha_viewer.launch.py"
 
 ARGUMENTS = {
     "sim": ("false", "Start the simulated ALOHA and use its time (true or false)."),
@@ -36,7 +41,14 @@ ARGUMENTS = {
     "device": ("", "Torch device of the policy: auto, cpu, cuda, cuda:1; empty keeps the file."),
     "instruction": ("", "What the robot shall do; empty keeps the file or waits for the topic."),
     "profile": ("", "Robot profile of config/aloha.yaml; empty keeps the file."),
-    "rviz": ("false", "Start RViz with config/aloha_policy.rviz (true or false)."),
+    "viewer": (
+        "false",
+        "Publish overlays, planned paths and both arms for RViz or Foxglove (true or false).",
+    ),
+    "rviz": (
+        "false",
+        "Start the viewer, and RViz with config/aloha_policy.rviz (true or false).",
+    ),
     "record": (
         "false",
         "Record a rosbag2 (MCAP) of cameras, joints, chunks and targets (true or false).",
@@ -44,7 +56,7 @@ ARGUMENTS = {
     "bag": ("", "Folder of the recording; empty names it by date."),
     "config_dir": (
         "",
-        "Folder of policy.yaml, controller.yaml and sim.yaml; empty is the installed one.",
+        "Folder of the nodes' YAML files; empty is the installed one.",
     ),
     "log_level": ("info", "Log level of the nodes."),
 }
@@ -106,13 +118,14 @@ def _start(context: LaunchContext) -> list:
         )
         for started in nodes
     ]
-    if _is_true(context, "rviz"):
+    rviz = _is_true(context, "rviz")
+    if _is_true(context, "viewer") or rviz:
+        # Not among those above: the robot goes on when a viewer ends.
+        passed = {"sim": str(sim), "rviz": str(rviz), "profile": profile, "config_dir": config_dir}
+        passed["log_level"] = argument("log_level")
         actions.append(
-            Node(
-                package="rviz2",
-                executable="rviz2",
-                arguments=["-d", f"{config_dir}/aloha_policy.rviz"],
-                parameters=[{"use_sim_time": sim}],
+            IncludeLaunchDescription(
+                PythonLaunchDescriptionSource(str(VIEWER)), launch_arguments=passed.items()
             )
         )
     if _is_true(context, "record"):

@@ -12,8 +12,16 @@ from types import ModuleType
 
 import pytest
 from ament_index_python.packages import PackageNotFoundError, get_package_prefix
-from launch import LaunchContext
-from launch.actions import DeclareLaunchArgument, ExecuteProcess, OpaqueFunction
+from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
+from launch.actions import (
+    DeclareLaunchArgument,
+    ExecuteProcess,
+    IncludeLaunchDescription,
+    LogInfo,
+    OpaqueFunction,
+    RegisterEventHandler,
+    SetLaunchConfiguration,
+)
 from launch.substitutions import TextSubstitution
 from launch_ros.actions import Node
 from ros.graph import Graph
@@ -26,6 +34,7 @@ from vla_oft_ros.config import (
     ControllerConfig,
     PolicyNodeConfig,
     SimConfig,
+    TokenViewerConfig,
     config_dir,
     from_mapping,
     load_yaml,
@@ -35,15 +44,25 @@ from vla_oft_ros.config import (
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "launch").glob("*.launch.py"))
 POLICY = ROOT / "launch" / "aloha_policy.launch.py"
+VIEWER = ROOT / "launch" / "aloha_viewer.launch.py"
 NODES = {
     "policy_node": PolicyNodeConfig,
     "controller_node": ControllerConfig,
     "sim_node": SimConfig,
 }
 ROBOT = {"policy_node", "controller_node"}
+VIEWER_NODE = "token_viewer_node"
+CONFIGS = NODES | {VIEWER_NODE: TokenViewerConfig}
 TEXT = '12: it\'s "the" cube, {yes} #1'
 """An instruction that YAML would take for something else than a text."""
 ROS2 = "from ros2cli.cli import main; main()"
+DECIDES = (
+    LaunchDescription,
+    IncludeLaunchDescription,
+    DeclareLaunchArgument,
+    SetLaunchConfiguration,
+    OpaqueFunction,
+)
 WALK_S = 120.0
 """Start of three nodes, a checkpoint and the first picture, on a loaded machine."""
 
@@ -64,16 +83,21 @@ def declared(path: Path) -> dict[str, DeclareLaunchArgument]:
 
 
 class Launched:
-    """What aloha_policy.launch.py would start with these arguments."""
+    """What a launch file would start with these arguments; what it includes counts as its own."""
 
-    def __init__(self, **arguments: str) -> None:
+    def __init__(self, path: Path = POLICY, **arguments: str) -> None:
         self.context = LaunchContext()
         self.context.launch_configurations.update({"config_dir": str(config_dir())} | arguments)
         self.actions: list = []
-        for entity in load(POLICY).generate_launch_description().entities:
-            done = entity.visit(self.context)
-            if isinstance(entity, OpaqueFunction):
-                self.actions += done or []
+        self._walk(load(path).generate_launch_description())
+
+    def _walk(self, entity: LaunchDescriptionEntity) -> None:
+        """Goes through what decides and includes; keeps what would be started."""
+        if not isinstance(entity, DECIDES):
+            self.actions.append(entity)
+            return
+        for inner in entity.visit(self.context) or []:
+            self._walk(inner)
 
     @property
     def nodes(self) -> dict[str, Node]:
@@ -123,9 +147,10 @@ def test_every_launch_file_makes_a_description_and_explains_its_arguments(path: 
         assert argument.description.endswith(".") and argument.default_value is not None
 
 
-def test_every_argument_of_the_table_is_declared_with_its_default() -> None:
-    table, found = load(POLICY).ARGUMENTS, declared(POLICY)
-    assert {"sim", "checkpoint", "device", "instruction", "rviz", "record"} <= set(table)
+@pytest.mark.parametrize("path", [POLICY, VIEWER], ids=lambda path: path.name)
+def test_every_argument_of_the_table_is_declared_with_its_default(path: Path) -> None:
+    table, found = load(path).ARGUMENTS, declared(path)
+    assert {"sim", "rviz"} <= set(table)
     assert set(found) == set(table)
     context = LaunchContext()
     for name, (default, description) in table.items():
@@ -142,7 +167,8 @@ def test_the_simulated_robot_is_started_only_when_asked_for(sim: str, expected: 
 
 
 def test_nodes_are_named_as_their_sections_and_their_executables_exist() -> None:
-    launched = Launched(sim="true")
+    launched = Launched(sim="true", viewer="true")
+    assert set(launched.nodes) == set(CONFIGS)
     for name, node in launched.nodes.items():
         assert (ROOT / "vla_oft_ros" / "ros" / f"{name}.py").is_file()
         launched.parameters(name)
@@ -151,18 +177,19 @@ def test_nodes_are_named_as_their_sections_and_their_executables_exist() -> None
 
 @pytest.mark.parametrize("sim", ["true", "false"])
 def test_every_node_gets_a_legal_configuration_and_the_right_time(sim: str) -> None:
-    launched = Launched(sim=sim)
+    launched = Launched(sim=sim, viewer="true", profile="interbotix_main")
     for name in launched.nodes:
         parameters = launched.parameters(name)
         uses_sim_time = parameters.pop("use_sim_time", False)
         assert uses_sim_time is (sim == "true" and name != "sim_node")
-        config = from_mapping(NODES[name], nest(parameters), name)
+        config = from_mapping(CONFIGS[name], nest(parameters), name)
         assert config.exit_with_parent is True  # type: ignore[attr-defined]
+        assert config.profile == "interbotix_main"  # type: ignore[attr-defined]
 
 
 def test_empty_arguments_keep_what_the_files_say() -> None:
-    launched = Launched(sim="true")
-    for name, cls in NODES.items():
+    launched = Launched(sim="true", viewer="true")
+    for name, cls in CONFIGS.items():
         parameters = launched.parameters(name)
         parameters.pop("use_sim_time", None)
         path = config_dir() / f"{name.removesuffix('_node')}.yaml"
@@ -179,19 +206,62 @@ def test_texts_reach_the_nodes_as_they_were_typed(text: str) -> None:
     assert launched.parameters("controller_node")["profile"] == text
 
 
-def test_rviz_and_recording_are_started_only_when_asked_for() -> None:
-    plain = Launched()
-    assert "rviz2" not in plain.nodes and plain.processes == []
-    full = Launched(sim="true", rviz="true", record="true", bag="/tmp/my bag")
-    assert "rviz2" in full.nodes
-    (command,) = full.processes
+def test_recording_is_started_only_when_asked_for() -> None:
+    assert Launched().processes == []
+    (command,) = Launched(sim="true", record="true", bag="/tmp/my bag").processes
     assert command[:3] == ["ros2", "bag", "record"]
     assert command[-2:] == ["-o", "/tmp/my bag"] and "--use-sim-time" in command
     (command,) = Launched(record="true").processes
     assert "-o" not in command and "--use-sim-time" not in command
 
 
-@pytest.mark.parametrize("argument", ["sim", "rviz", "record"])
+@pytest.fixture
+def installed_packages(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Packages that the launch files find besides this one; none at first."""
+    found: set[str] = set()
+
+    def prefix(name: str) -> str:
+        if name not in found:
+            raise PackageNotFoundError(name)
+        return "/opt/somewhere"
+
+    monkeypatch.setattr("ament_index_python.packages.get_package_prefix", prefix)
+    return found
+
+
+def test_the_viewer_is_started_only_when_asked_for_and_without_rviz() -> None:
+    assert set(Launched().nodes) == ROBOT
+    assert set(Launched(viewer="true").nodes) == ROBOT | {VIEWER_NODE}
+    assert set(Launched(VIEWER).nodes) == {VIEWER_NODE}
+
+
+def test_rviz_comes_with_the_viewer_where_it_is_installed(installed_packages: set[str]) -> None:
+    installed_packages.add("rviz2")
+    assert set(Launched(rviz="true").nodes) == ROBOT | {VIEWER_NODE, "rviz2"}
+    assert set(Launched(VIEWER, rviz="true").nodes) == {VIEWER_NODE, "rviz2"}
+
+
+def test_rviz_that_is_not_installed_is_told_and_the_viewer_started(
+    installed_packages: set[str],
+) -> None:
+    launched = Launched(rviz="true")
+    assert set(launched.nodes) == ROBOT | {VIEWER_NODE}
+    (told,) = [action for action in launched.actions if isinstance(action, LogInfo)]
+    said = "".join(part.perform(launched.context) for part in told.msg)
+    assert "expected rviz2 to be installed" in said and "Install ros-jazzy-rviz2" in said
+
+
+def test_the_robot_goes_on_when_a_viewer_ends(installed_packages: set[str]) -> None:
+    installed_packages.add("rviz2")
+
+    def handlers(**arguments: str) -> int:
+        actions = Launched(**arguments).actions
+        return sum(isinstance(action, RegisterEventHandler) for action in actions)
+
+    assert handlers(sim="true", rviz="true") == handlers(sim="true") == len(NODES)
+
+
+@pytest.mark.parametrize("argument", ["sim", "viewer", "rviz", "record"])
 def test_a_switch_that_is_neither_true_nor_false_is_refused(argument: str) -> None:
     with pytest.raises(ValueError, match=f"launch argument {argument}: expected true or false"):
         Launched(**{argument: "maybe"})
