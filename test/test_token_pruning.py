@@ -67,7 +67,7 @@ def is_dense(chunk: ActionChunk) -> bool:
 
 
 @torch.inference_mode()
-def test_without_pruning_the_network_answers_as_published_bit_for_bit(
+def test_without_pruning_the_network_answers_as_published_up_to_rounding(
     checkpoint_dir: Path,
 ) -> None:
     off = policy_with(checkpoint_dir, method="none")
@@ -76,7 +76,7 @@ def test_without_pruning_the_network_answers_as_published_bit_for_bit(
         chunk = off.infer(observation)
         published = off.checkpoint.model(off.inputs(observation)).actions[0].double().numpy()
         stats = off.checkpoint.action_stats
-        assert np.array_equal(chunk.actions, unnormalize(published, stats))
+        np.testing.assert_allclose(chunk.actions, unnormalize(published, stats), rtol=0, atol=5e-6)
         assert is_dense(chunk)
 
 
@@ -207,16 +207,15 @@ def test_text_is_the_operators_words_or_the_whole_prompt(
     policy: Policy, checkpoint_dir: Path
 ) -> None:
     words = "pick up the red cube"
-    observation = seen_at(0, instruction=words)
     ids = policy.checkpoint.tokenizer.prompt_ids(words)
     layout = policy.checkpoint.config.layout(len(ids))
     decode = policy.checkpoint.tokenizer._tokenizer.decode
 
     def text_of(policy: Policy, instruction: str) -> str:
-        pruner = policy._pruning.pruner(observation, [], layout, MotionMode.FINE)
+        span = policy._pruning.text(instruction)
         first = layout.prompt.start - 1
-        rows = pruner.text_rows
-        return decode(ids[rows.start - first : rows.stop - first].tolist()).strip()
+        start, stop = policy.engine.instruction(ids, span).text
+        return decode(ids[start - first : stop - first].tolist()).strip()
 
     assert text_of(policy, words) == words
     whole = policy_with(checkpoint_dir, text_span="prompt")

@@ -8,30 +8,31 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from vla_oft_ros.action_aware import MotionScale
 from vla_oft_ros.aloha import RobotProfile
-from vla_oft_ros.config import ConfigError, PolicyConfig, PruningConfig
+from vla_oft_ros.config import ConfigError, EngineConfig, PolicyConfig, PruningConfig
 from vla_oft_ros.model.action_head import HeadKind
 from vla_oft_ros.model.checkpoint import Checkpoint, load_checkpoint
 from vla_oft_ros.model.checkpoint_record import CheckpointRecord
+from vla_oft_ros.model.engine import Instruction, Request, make_engine
 from vla_oft_ros.model.inputs import ModelInputs, sequence_ids
-from vla_oft_ros.model.pruner import StagedPruner, dense_retained
 from vla_oft_ros.model.pruning_plan import PruningPlan
 from vla_oft_ros.model.self_test import CheckResult, run_self_tests
 from vla_oft_ros.model.token_pruning import TokenPruning
-from vla_oft_ros.model.vla import Modulations
-from vla_oft_ros.normalization import normalize, unnormalize
+from vla_oft_ros.normalization import normalize
 from vla_oft_ros.shipped_policies import checkpoint_path
 from vla_oft_ros.types import ActionChunk, MotionMode, Observation
 
 logger = logging.getLogger(__name__)
 
-PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
+PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp8": torch.bfloat16}
+"""Format of the weights; with fp8, those of the LLM are rounded further by the engine."""
 
 
 class Policy:
@@ -44,6 +45,12 @@ class Policy:
         seed: Seed of the noise that a diffusion checkpoint starts from.
         self_tests: Results of the tests that it passed.
         pruning: Which visual tokens to drop; None for none.
+        engine: How passes are run; None leaves it to the device. The model's parameters may become
+            views of packed ones.
+        fp8: The LLM's products in 8 bits.
+
+    Attributes:
+        engine: Runs the passes; its `report` says how, and why not as asked.
 
     Raises:
         ConfigError: if this checkpoint cannot be pruned so.
@@ -58,6 +65,8 @@ class Policy:
         seed: int = 0,
         self_tests: tuple[CheckResult, ...] = (),
         pruning: PruningConfig | None = None,
+        engine: EngineConfig | None = None,
+        fp8: bool = False,
     ) -> None:
         parameter = next(checkpoint.model.parameters())
         self.checkpoint = checkpoint
@@ -67,8 +76,21 @@ class Policy:
         self.diffusion_steps = diffusion_steps
         self.self_tests = self_tests
         self._generator = torch.Generator().manual_seed(seed)
-        self._film: tuple[str, Modulations | None] | None = None
+        self._words: tuple[str, Instruction] | None = None
         self._pruning = self._token_pruning(pruning or PruningConfig())
+        engine = engine or EngineConfig()
+        self.engine = make_engine(
+            checkpoint.model,
+            images=checkpoint.images,
+            action_stats=checkpoint.action_stats,
+            plan=None if self._pruning is None else self._pruning.plan,
+            kind=engine.kind,
+            fp8=fp8,
+            fp8_tolerance=engine.fp8_tolerance,
+            keep_graphs=engine.keep_graphs,
+            diffusion_steps=diffusion_steps,
+        )
+        logger.info("engine: %s", self.engine.report)
 
     @property
     def cameras(self) -> tuple[str, ...]:
@@ -123,7 +145,7 @@ class Policy:
 
     def reset(self) -> None:
         """Forgets what was kept between inferences; call it at the start of an episode."""
-        self._film = None
+        self._words = None
         if self._pruning is not None:
             self._pruning.reset()
 
@@ -144,26 +166,23 @@ class Policy:
             ValueError: if a camera is missing, proprio has another length or is not finite.
         """
         start_s = time.perf_counter()
-        if self._pruning is None:
-            inputs = self.inputs(observation)
-            preprocess_s = time.perf_counter() - start_s
-            actions = self._run(inputs, observation.instruction)
-            retained = dense_retained(self.cameras, observation.image_stamps_ns, self.patch_grid)
-        else:
-            prepared = self.checkpoint.images.prepare(self._images(observation))
-            inputs = self.inputs(observation, prepared)
-            layout = self.checkpoint.config.layout(inputs.prompt_lens[0])
-            pruner = self._pruning.pruner(observation, prepared, layout, mode)
-            preprocess_s = time.perf_counter() - start_s
-            actions = self._run(inputs, observation.instruction, pruner)
-            retained = self._pruning.finish(pruner, observation)
+        state, references = (None, None)
+        if self._pruning is not None:
+            state, references = self._pruning.before(observation)
+        request = replace(self._request(observation), state=state, references=references)
+        self.engine.load(replace(request, mode=mode))
+        preprocess_s = time.perf_counter() - start_s
+        self.engine.replay()
+        answer = self.engine.fetch()
+        if self._pruning is not None:
+            self._pruning.after(answer.state, observation)
         return ActionChunk(
-            actions=unnormalize(actions, self.checkpoint.action_stats),
+            actions=answer.actions,
             stamp_ns=observation.stamp_ns,
             dt_ns=self.dt_ns,
             instruction=observation.instruction,
             inference_s=time.perf_counter() - start_s,
-            retained=retained,
+            retained=answer.retained(self.cameras, observation.image_stamps_ns, self.patch_grid),
             preprocess_s=preprocess_s,
         )
 
@@ -171,39 +190,26 @@ class Policy:
         """The network's answer before it is mapped to robot units, with no token pruned: (K, A)
         float64, nominally in [-1, 1].
         """
-        return self._run(self.inputs(observation), observation.instruction)
+        return self.engine.run(replace(self._request(observation), dense=True)).normalized
 
-    @torch.inference_mode()
-    def _run(
-        self, inputs: ModelInputs, instruction: str, pruner: StagedPruner | None = None
-    ) -> np.ndarray:
-        output = self.checkpoint.model(
-            inputs,
-            pruner=pruner,
-            modulations=self._modulations(instruction, inputs),
+    def _request(self, observation: Observation) -> Request:
+        """The observation as a dense question to the engine."""
+        proprio = self._proprio(observation.proprio)
+        return Request(
+            instruction=self._instruction(observation.instruction),
+            images=self._images(observation),
+            proprio=None if proprio is None else proprio[0].numpy(),
             noise=self._noise(),
-            diffusion_steps=self.diffusion_steps,
         )
-        actions: np.ndarray = output.actions[0].double().cpu().numpy()
-        return actions
 
-    def inputs(
-        self, observation: Observation, prepared: Sequence[np.ndarray] | None = None
-    ) -> ModelInputs:
-        """Network inputs of one observation, on the device.
-
-        Args:
-            observation: What the policy sees.
-            prepared: Its images as the network sees them, where somebody has prepared them.
+    def inputs(self, observation: Observation) -> ModelInputs:
+        """Inputs of the model's own forward for one observation, on the device.
 
         Raises:
             ValueError: as `infer`.
         """
         checkpoint = self.checkpoint
-        if prepared is None:
-            pixels = checkpoint.images.to_device(self._images(observation), self.device)
-        else:
-            pixels = torch.from_numpy(checkpoint.images.pixel_values(prepared))
+        pixels = checkpoint.images.to_device(self._images(observation), self.device)
         prompt = checkpoint.tokenizer.prompt_ids(observation.instruction)
         return ModelInputs(
             pixel_values=pixels[None],
@@ -229,9 +235,6 @@ class Policy:
                 config, cameras=sizes.cameras, patches=sizes.dino.patches, depth=sizes.llm.layers
             ),
             cameras=self.cameras,
-            grid=self.patch_grid,
-            patch_px=sizes.dino.patch_px,
-            images=self.checkpoint.images,
             tokenizer=self.checkpoint.tokenizer,
             max_gap_ns=self.chunk_len * self.dt_ns,
         )
@@ -247,11 +250,14 @@ class Policy:
             )
         return torch.from_numpy(normalize(proprio, stats).astype(np.float32))[None]
 
-    def _modulations(self, instruction: str, inputs: ModelInputs) -> Modulations | None:
-        """FiLM depends on the instruction alone, so it is computed once per instruction."""
-        if self._film is None or self._film[0] != instruction:
-            self._film = (instruction, self.checkpoint.model.film(inputs))
-        return self._film[1]
+    def _instruction(self, words: str) -> Instruction:
+        """Its embedding and FiLM depend on the words alone: computed once per instruction."""
+        if self._words is None or self._words[0] != words:
+            tokenizer = self.checkpoint.tokenizer
+            text = slice(0, 0) if self._pruning is None else self._pruning.text(words)
+            embedded = self.engine.instruction(tokenizer.prompt_ids(words), text)
+            self._words = (words, embedded)
+        return self._words[1]
 
     def _noise(self) -> torch.Tensor | None:
         if self.checkpoint.config.head is not HeadKind.DIFFUSION:
@@ -310,6 +316,8 @@ def load_policy(
         dt_ns=round(1e9 / control_rate_hz),
         diffusion_steps=config.diffusion_steps,
         pruning=config.pruning,
+        engine=config.engine,
+        fp8=precision == "fp8",
         self_tests=run_self_tests(checkpoint, skip=config.skip_self_tests, profile=profile),
     )
 

@@ -19,6 +19,7 @@ from vla_oft_ros.config.fields import (
     nest,
 )
 from vla_oft_ros.config.policy import (
+    EngineConfig,
     PolicyConfig,
     PolicyNodeConfig,
     PreprocessingConfig,
@@ -39,6 +40,7 @@ __all__ = [
     "ChunkQueueConfig",
     "ConfigError",
     "ControllerConfig",
+    "EngineConfig",
     "FinetuneConfig",
     "OfficialTrainingConfig",
     "PolicyConfig",

@@ -101,6 +101,16 @@ class PruningConfig:
         default=0,
         metadata=doc("The same in fine motion.", unit="tokens", ge=0, le=65536),
     )
+    length_multiple: int = field(
+        default=0,
+        metadata=doc(
+            "Budgets grow until the sequence after static pruning is a multiple of this, where a "
+            "GPU's products cost no more (static_shape); 0 leaves them.",
+            unit="tokens",
+            ge=0,
+            le=1024,
+        ),
+    )
     tau: float = field(
         default=0.95,
         metadata=doc(
@@ -178,6 +188,41 @@ class PruningConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """How passes of the network are run; what they compute stays the same."""
+
+    kind: str = field(
+        default="auto",
+        metadata=doc(
+            "eager runs everywhere; compiled lets torch.compile fuse small kernels; cuda_graph "
+            "replays a whole captured pass; auto is cuda_graph on a GPU, else eager.",
+            choices=["auto", "eager", "compiled", "cuda_graph"],
+        ),
+    )
+    keep_graphs: int = field(
+        default=12,
+        metadata=doc(
+            "Captured passes kept, three per length of prompt; the least recently used goes "
+            "first.",
+            ge=1,
+            le=256,
+        ),
+    )
+    fp8_tolerance: float = field(
+        default=0.05,
+        metadata=doc(
+            "With precision fp8: largest change of a normalised action, of noise images at start; "
+            "more falls back to bf16.",
+            ge=0.0,
+            le=2.0,
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass(frozen=True, kw_only=True)
 class PolicyConfig:
     """Which policy to load and how to run it."""
 
@@ -194,8 +239,9 @@ class PolicyConfig:
     precision: str = field(
         default="auto",
         metadata=doc(
-            "Number format of the network; auto is bf16 on a GPU, fp32 on a CPU.",
-            choices=["auto", "bf16", "fp32"],
+            "Number format of the network; auto is bf16 on a GPU, fp32 on a CPU; fp8 is bf16 with "
+            "the LLM's products in 8 bits.",
+            choices=["auto", "bf16", "fp32", "fp8"],
         ),
     )
     unnorm_key: str = field(
@@ -235,6 +281,7 @@ class PolicyConfig:
         metadata=doc("Prepare images as set below, not as the checkpoint was trained."),
     )
     preprocessing: PreprocessingConfig = field(default_factory=PreprocessingConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
     pruning: PruningConfig = field(default_factory=PruningConfig)
 
     def __post_init__(self) -> None:

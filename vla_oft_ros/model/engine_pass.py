@@ -301,13 +301,11 @@ class Network:
     ) -> StagedPruner | None:
         if self.plan is None or shape.variant is Variant.DENSE:
             return None
-        text = slice(*shape.text)
-        if self.plan.config.method != "specprune":
-            return RankPruner(
-                self.plan, shape.layout, text, generator=self._generator, mode=shape.mode
-            )
+        plan, text = self.plan.for_length(shape.layout.length), slice(*shape.text)
+        if plan.config.method != "specprune":
+            return RankPruner(plan, shape.layout, text, generator=self._generator, mode=shape.mode)
         return SpecPruner(
-            self.plan, shape.layout, text, state=state, similarity=similarity, mode=shape.mode
+            plan, shape.layout, text, state=state, similarity=similarity, mode=shape.mode
         )
 
     def _unnormalize(self, normalized: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vla_oft_ros.config import ConfigError, PruningConfig
 from vla_oft_ros.model.llm import LlamaConfig
@@ -129,6 +129,20 @@ class PruningPlan:
     def vision(self) -> int:
         """N·P, visual tokens before pruning."""
         return self.cameras * self.patches
+
+    def for_length(self, length: int) -> PruningPlan:
+        """The plan for sequences of `length` tokens before pruning: budgets filled up to the next
+        `length_multiple`.
+        """
+        multiple = self.config.length_multiple
+        if not multiple or self.config.preset != "static_shape":
+            return self
+        others = length - self.vision
+        budgets = {
+            mode: min(-(-(others + budget) // multiple) * multiple - others, self.vision)
+            for mode, budget in self.budgets.items()
+        }
+        return replace(self, budgets=budgets)
 
     def is_weighed(self, layer: int) -> bool:
         """Whether the layer adds to the importance: between stages, not where one follows."""
