@@ -77,7 +77,7 @@ LAYERS = (
     Layer(("check",), ("config.system",), ("rich",)),
     Layer(("cli_bench",), (), ("rich",)),
     Layer(COMMAND_LINES, ("*",), ("rich",)),
-    Layer(("cli_data",), (*VALUES, "data.*"), ("rich",)),
+    Layer(("cli_data", "cli_review"), (*VALUES, "data.*"), ("rich",)),
     Layer(("cli_train",), (*VALUES, "train.*"), ("rich",)),
     Layer(("cli_eval",), (*VALUES, "evaluation", "sim.*"), ("rich",)),
     Layer(

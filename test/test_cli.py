@@ -13,7 +13,7 @@ from vla_oft_ros.check import Finding
 
 COMMANDS = ("demo", "make-checkpoint", "view", "check", "make-demos", "train", "eval")
 COMMANDS += ("record", "record-demo")
-COMMANDS += ("recover", "inspect", "doctor", "convert", "stats", "bench")
+COMMANDS += ("recover", "inspect", "doctor", "convert", "stats", "bench", "review")
 
 
 def told(capsys: pytest.CaptureFixture[str]) -> str:

@@ -121,6 +121,10 @@ def build_parser() -> argparse.ArgumentParser:
 
     add_data_commands(partial(_add, commands))
 
+    from vla_oft_ros.cli_review import add_review_command
+
+    add_review_command(partial(_add, commands))
+
     from vla_oft_ros.cli_train import add_training_commands
 
     add_training_commands(partial(_add, commands))

@@ -70,10 +70,21 @@ class CdrReader:
 
     def doubles(self) -> np.ndarray:
         """A float64[]."""
-        count = self._count(8)
+        return self.numbers("f8")
+
+    def numbers(self, kind: str, count: int | None = None) -> np.ndarray:
+        """A sequence of numbers, or an array of a fixed length, copied.
+
+        Args:
+            kind: As numpy has it, without byte order: f8, u4, u1.
+            count: Length of an array; None for a sequence, which tells its own.
+        """
+        size = np.dtype(kind).itemsize
+        count = self._count(size) if count is None else count
         if count == 0:
-            return np.zeros(0)
-        return np.frombuffer(self._take(8 * count, 8), self._order + "f8").astype(np.float64)
+            return np.zeros(0, dtype=kind)
+        found = np.frombuffer(self._take(size * count, size), self._order + kind)
+        return found.astype(kind)
 
     def stamp_ns(self) -> int:
         """A Time."""

@@ -1,11 +1,12 @@
-"""Camera images as video files, and single frames back out of them.
+"""Images as video files, and single frames back out of them.
 
-Key frames every second frame, as LeRobot has it: training reads frames in random order.
+For training with a key frame every second frame, as LeRobot has it, since frames are read in
+random order; for people as small as players like it, with chapters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,12 @@ CODECS = {
     "av1": ("libsvtav1", {"crf": "30", "g": "2", "preset": "10"}),
 }
 """Name → encoder and its options; av1 is LeRobot's default and takes three times as long."""
+_FILM = ("libx264", {"crf": "24", "g": "50", "preset": "veryfast"})
+"""A key frame every 50 frames: jumping to a place takes a moment, not seconds."""
 
 
 def write_video(path: Path, images: Sequence[np.ndarray], rate_hz: int, codec: str) -> None:
-    """Encodes T images, whole or not at all.
+    """Encodes T images for training, whole or not at all.
 
     Args:
         path: MP4 file to write.
@@ -38,27 +41,91 @@ def write_video(path: Path, images: Sequence[np.ndarray], rate_hz: int, codec: s
     """
     if codec not in CODECS:
         raise ValueError(f"codec: expected one of {', '.join(CODECS)}; got {codec!r}")
+    frames = (images[step] for step in range(len(images)))
+    _encode(path, frames, Fraction(rate_hz), CODECS[codec], [])
+
+
+def write_film(
+    path: Path,
+    images: Iterable[np.ndarray],
+    rate_hz: float,
+    chapters: Sequence[tuple[float, str]] = (),
+) -> None:
+    """Encodes images as they come for people to look at, whole or not at all: H.264 as every
+    player opens it.
+
+    Args:
+        path: MP4 file to write.
+        images: (H, W, 3) uint8 RGB, of one size.
+        rate_hz: Frames per second.
+        chapters: Seconds since the beginning, ascending, and title of places to jump to.
+
+    Raises:
+        EpisodeError: for images that differ in size, or whose size is odd.
+    """
+    rate = Fraction(rate_hz).limit_denominator(1001)
+    _encode(path, images, rate, _FILM, chapters)
+
+
+def _encode(
+    path: Path,
+    images: Iterable[np.ndarray],
+    rate: Fraction,
+    codec: tuple[str, dict[str, str]],
+    chapters: Sequence[tuple[float, str]],
+) -> None:
     av = require("av")
-    encoder, options = CODECS[codec]
-    height, width, _ = images[0].shape
-    if height % 2 or width % 2:
-        raise EpisodeError(f"video: expected an even height and width; got {width}x{height}")
-    with new_file(path) as part, av.open(str(part), "w", format="mp4") as container:
-        stream = container.add_stream(encoder, rate=rate_hz, options=options)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        stream.thread_count = 1  # episodes are encoded in parallel
-        stream.codec_context.time_base = Fraction(1, rate_hz)
-        for step in range(len(images)):
-            image = np.ascontiguousarray(images[step])
-            if image.shape != (height, width, 3):
+    encoder, options = codec
+    # For people the index comes in front, so that browsers can begin at once.
+    flags = {"movflags": "+faststart"} if codec is _FILM else {}
+    with (
+        new_file(path) as part,
+        av.open(str(part), "w", format="mp4", container_options=flags) as container,
+    ):
+        if chapters:
+            container.set_chapters(_chapters(chapters))
+        stream, shape = None, (0, 0, 0)
+        for step, given in enumerate(images):
+            image = np.ascontiguousarray(given)
+            if stream is None:
+                shape = height, width, _ = image.shape
+                if height % 2 or width % 2:
+                    raise EpisodeError(
+                        f"video: expected an even height and width; got {width}x{height}"
+                    )
+                stream = container.add_stream(encoder, rate=rate, options=options)
+                stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+                stream.thread_count = 1  # episodes are encoded in parallel
+                stream.codec_context.time_base = 1 / rate
+            if image.shape != shape:
                 raise EpisodeError(
-                    f"video: expected {width}x{height} images; image {step} is "
+                    f"video: expected {shape[1]}x{shape[0]} images; image {step} is "
                     f"{image.shape[1]}x{image.shape[0]}"
                 )
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
-            frame.pts, frame.time_base = step, Fraction(1, rate_hz)
+            frame.pts, frame.time_base = step, 1 / rate
             container.mux(stream.encode(frame))
+        if stream is None:
+            raise EpisodeError("video: expected at least one image; got none")
         container.mux(stream.encode())
+
+
+def _chapters(starts: Sequence[tuple[float, str]]) -> list[dict[str, Any]]:
+    """As PyAV wants them; each ends where the next begins."""
+    milliseconds = [round(start_s * 1e3) for start_s, _ in starts]
+    ends = [*milliseconds[1:], milliseconds[-1] + 1000]
+    return [
+        {
+            "id": number,
+            "start": start,
+            "end": max(end, start + 1),
+            "time_base": Fraction(1, 1000),
+            "metadata": {"title": title},
+        }
+        for number, (start, end, (_, title)) in enumerate(
+            zip(milliseconds, ends, starts, strict=True)
+        )
+    ]
 
 
 class VideoFrames:
