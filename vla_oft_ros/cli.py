@@ -19,11 +19,13 @@ from vla_oft_ros import __version__
 EXIT_BAD_INPUT = 2
 """Exit code for a mistake that the user can mend, as argparse uses it."""
 
+
 _DEMO = """\
-Starts the simulated ALOHA, the policy and the controller as processes of this machine, watches
-them for --seconds of simulated time, and writes a summary, a JSON of the figures, a video and a
-contact sheet of the three cameras. All traffic stays on this machine. Ends with 0 if the targets
-came at their rate, the arms moved and no camera starved."""
+Starts the simulated ALOHA, the policy and the controller as processes of this machine and watches
+them for --seconds of simulated time, in which the policy tries its task again and again. Writes a
+summary, a JSON of the figures, a video and a contact sheet of the three cameras. All traffic stays
+on this machine. Ends with 0 if the targets came at their rate, the arms moved, no camera starved,
+and a policy that comes with the package did its task at least once, if it had the time."""
 
 _MAKE_CHECKPOINT = """\
 Writes a small random OFT+ checkpoint (a few million parameters) in the official layout, tokenizer
@@ -61,15 +63,22 @@ def build_parser() -> argparse.ArgumentParser:
     )
     demo.add_argument(
         "--checkpoint",
-        type=Path,
-        help="checkpoint directory (default: a small random one is made)",
+        default="random",
+        help="checkpoint directory, or random for a small random one (default: random)",
     )
-    demo.add_argument("--instruction", default="transfer the cube", help="what the robot shall do")
+    demo.add_argument(
+        "--instruction",
+        default="",
+        help="what the robot shall do (default: what the simulated task asks for)",
+    )
     demo.add_argument(
         "--device", default="auto", help="torch device of the policy (default: auto)"
     )
     demo.add_argument(
-        "--seed", type=int, default=0, help="seed of the cube's pose and of a random checkpoint"
+        "--seed",
+        type=int,
+        default=0,
+        help="seed of the objects' poses and of a random checkpoint (default: 0)",
     )
     demo.add_argument(
         "--output", type=Path, default=Path("demo_output"), help="folder for figures and pictures"
@@ -159,7 +168,7 @@ def _run_demo(arguments: argparse.Namespace, console: Console) -> int:
     return run_demo(
         DemoOptions(
             seconds=arguments.seconds,
-            checkpoint_dir=arguments.checkpoint,
+            checkpoint=arguments.checkpoint,
             instruction=arguments.instruction,
             device=arguments.device,
             seed=arguments.seed,

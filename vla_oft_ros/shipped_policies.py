@@ -16,8 +16,6 @@ from pathlib import Path
 
 PREFIX = "shipped:"
 SUFFIX = ".tar.xz"
-TRANSFER_CUBE = f"{PREFIX}aloha_sim_transfer_cube"
-"""Hands a cube from the right to the left gripper in the simulation (docs/results.md)."""
 _FOLDER = Path(__file__).parent / "policies"
 _LARGEST_BYTES = 256 * 2**20
 """Of an archive unpacked: more is not what this package ships."""

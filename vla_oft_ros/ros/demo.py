@@ -11,7 +11,7 @@ import os
 import platform
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import rclpy
@@ -22,11 +22,17 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from vla_oft_ros.config import ConfigError
+from vla_oft_ros.config import ConfigError, SimConfig, load_node_config
 from vla_oft_ros.config import config_dir as shipped_config_dir
+from vla_oft_ros.ros.demo_attempts import DemoAttempts
 from vla_oft_ros.ros.demo_monitor import DemoMonitor, Figures
 from vla_oft_ros.ros.demo_recording import DemoRecording, recording_dir
 from vla_oft_ros.ros.processes import NodeProcesses, keep_on_loopback
+from vla_oft_ros.shipped_policies import PREFIX, checkpoint_path
+from vla_oft_ros.sim.tasks import load_task
+
+RANDOM = "random"
+"""Names a small random policy in place of a checkpoint."""
 
 _START_TIMEOUT_S = 180.0
 _LONGEST_S = 86400.0
@@ -51,17 +57,18 @@ class DemoOptions:
 
     Attributes:
         seconds: Simulated time to watch, s.
-        checkpoint_dir: Checkpoint; None makes a small random one.
-        instruction: What the robot shall do.
+        checkpoint: Directory of a checkpoint, `shipped:<name>`, or `random`, which makes a small
+            one.
+        instruction: What the robot shall do; empty is what the simulated task asks for.
         device: Torch device of the policy.
-        seed: Seed of the cube's pose and of a random checkpoint.
+        seed: Seed of the objects' poses and of a random checkpoint.
         output_dir: Folder for figures, pictures and logs.
         config_dir: Folder of the YAML files; None is the shipped one.
         record_dir: Folder to keep a bag of the run in; None keeps none.
     """
 
     seconds: float
-    checkpoint_dir: Path | None
+    checkpoint: str
     instruction: str
     device: str
     seed: int
@@ -90,6 +97,9 @@ def run_demo(options: DemoOptions, console: Console) -> int:
     output_dir = options.output_dir.resolve()
     log_dir = output_dir / "log"
     log_dir.mkdir(parents=True, exist_ok=True)
+    sim = load_node_config(SimConfig, config_dir / "sim.yaml", "sim_node")
+    task = load_task(sim.task)
+    options = replace(options, instruction=options.instruction or next(iter(task.instructions)))
     checkpoint_dir = _checkpoint(options, output_dir, console)
 
     keep_on_loopback(os.environ, config_dir)
@@ -99,12 +109,14 @@ def run_demo(options: DemoOptions, console: Console) -> int:
     executor = SingleThreadedExecutor()
     executor.add_node(monitor)
     recording = DemoRecording(monitor, record_dir) if record_dir else None
+    attempts = DemoAttempts(monitor, task)
+    monitor.on_reward = attempts.on_reward
     try:
         with NodeProcesses(config_dir, log_dir, os.environ) as nodes:
             _start(nodes, options, checkpoint_dir)
             if recording:
                 recording.start(nodes, options.instruction, config_dir)
-            _watch(nodes, monitor, executor, console, options.seconds, recording)
+            _watch(nodes, monitor, executor, console, options.seconds, attempts, recording)
             codes = nodes.stop()
     except DemoFailed as failure:
         console.print(f"[bold red]the demo failed:[/] {escape(str(failure))}", soft_wrap=True)
@@ -116,12 +128,14 @@ def run_demo(options: DemoOptions, console: Console) -> int:
         rclpy.try_shutdown()
     figures = monitor.figures()
     problems = judge(figures)
+    if options.checkpoint.startswith(PREFIX) and attempts.finished and not attempts.successes:
+        problems.append(f"the task was not done in {len(attempts.finished)} attempts")
     problems += [
         f"{name} ended with exit code {code}" for name, code in codes.items() if code != 0
     ]
     if recording and recording.problem:
         problems.append(f"nothing was recorded: {recording.problem}")
-    _report(figures, problems, options, output_dir, monitor, console)
+    _report(figures, attempts, problems, options, output_dir, monitor, console)
     return 1 if problems else 0
 
 
@@ -145,8 +159,8 @@ def judge(figures: Figures) -> list[str]:
 
 
 def _checkpoint(options: DemoOptions, output_dir: Path, console: Console) -> Path:
-    if options.checkpoint_dir is not None:
-        return options.checkpoint_dir.resolve()
+    if options.checkpoint != RANDOM:
+        return checkpoint_path(options.checkpoint).resolve()
     directory = output_dir / f"random_checkpoint_{options.seed}"
     if not (directory / "config.json").is_file():
         from vla_oft_ros.model.small_checkpoint import make_random_checkpoint
@@ -191,6 +205,7 @@ def _watch(
     executor: SingleThreadedExecutor,
     console: Console,
     seconds: float,
+    attempts: DemoAttempts,
     recording: DemoRecording | None,
 ) -> None:
     started_s = time.monotonic()
@@ -201,6 +216,8 @@ def _watch(
             executor.spin_once(timeout_sec=0.1)
             if recording:
                 recording.poll()
+            if monitor.started_ns is not None:
+                attempts.update(monitor.now_ns - monitor.started_ns, monitor.qpos())
             now_s = time.monotonic()
             if gone := nodes.ended():
                 name, code = next(iter(gone.items()))
@@ -218,7 +235,7 @@ def _watch(
                     f"simulated time is slower than {_SLOWEST_REAL_TIME_FACTOR:g} of real time"
                 )
             if now_s >= next_line_s:
-                line = monitor.line()
+                line = f"{monitor.line()}  {attempts.line()}"
                 if console.is_terminal:
                     live.update(Text(line))
                     next_line_s = now_s + 1.0 / _REFRESH_PER_S
@@ -229,6 +246,7 @@ def _watch(
 
 def _report(
     figures: Figures,
+    attempts: DemoAttempts,
     problems: list[str],
     options: DemoOptions,
     output_dir: Path,
@@ -241,7 +259,8 @@ def _report(
         **figures.as_dict(),
         "instruction": options.instruction,
         "seed": options.seed,
-        "random_policy": options.checkpoint_dir is None,
+        "checkpoint": options.checkpoint,
+        "attempts": [asdict(attempt) for attempt in attempts.finished],
         "problems": problems,
         "machine": {
             "cores": os.cpu_count(),
@@ -253,8 +272,9 @@ def _report(
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, value in figures.rows():
         table.add_row(name, value)
+    table.add_row("Task", attempts.summary())
     console.print(table)
-    if options.checkpoint_dir is None:
+    if options.checkpoint == RANDOM:
         console.print(
             "The policy's weights are random: it moves the arms, but knows no task, so expect "
             "reward 0."

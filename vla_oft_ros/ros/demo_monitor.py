@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -126,7 +127,10 @@ class DemoMonitor(Node):
         self.started_ns: int | None = None
         """Stamp of the first joint target after the first chunk; None before it."""
         self._start_wall_s = 0.0
-        self._now_ns = 0
+        self.now_ns = 0
+        """Newest stamp seen, simulated time."""
+        self.on_reward: Callable[[float], None] = lambda reward: None
+        """Called with the reward after every control step."""
         self._arrivals_s: list[float] = []
         self._target_stamps: list[int] = []
         self._image_stamps: dict[str, set[int]] = {camera: set() for camera in CAMERAS}
@@ -173,7 +177,13 @@ class DemoMonitor(Node):
     @property
     def done(self) -> bool:
         """True once the time to watch is over."""
-        return self.started_ns is not None and self._now_ns > self.started_ns + self._duration_ns
+        return self.started_ns is not None and self.now_ns > self.started_ns + self._duration_ns
+
+    def qpos(self) -> np.ndarray | None:
+        """(14,) float64 newest joint state of both arms; None before there is one."""
+        if not all(self._positions.values()):
+            return None
+        return np.concatenate([self._positions[arm][-1] for arm in ARMS])
 
     def close(self) -> None:
         """Finishes the film."""
@@ -190,7 +200,7 @@ class DemoMonitor(Node):
             if not self._inference_s:
                 return  # holding, until the policy speaks
             self.started_ns, self._start_wall_s = stamp_ns, now_s
-        self._now_ns = max(self._now_ns, stamp_ns)
+        self.now_ns = max(self.now_ns, stamp_ns)
         if not self._in_time(stamp_ns):
             return
         self._target_stamps.append(stamp_ns)
@@ -211,12 +221,13 @@ class DemoMonitor(Node):
 
     def _on_reward(self, message: Float32) -> None:
         self._reward = message.data
+        self.on_reward(message.data)
         if self.started_ns is not None:
             self._reward_max = max(self._reward_max, message.data)
 
     def _on_joints(self, arm: str, message: JointState) -> None:
         stamp_ns = stamp_from_msg(message.header.stamp)
-        self._now_ns = max(self._now_ns, stamp_ns)
+        self.now_ns = max(self.now_ns, stamp_ns)
         if not self._in_time(stamp_ns):
             return
         try:
@@ -272,7 +283,7 @@ class DemoMonitor(Node):
         inference_ms = 1e3 * self._inference_s[-1] if self._inference_s else float("nan")
         kept = 100 * self._retained[-1] if self._retained else float("nan")
         return (
-            f"{(self._now_ns - self.started_ns) / 1e9:5.1f} s  targets {rate_hz:5.2f} Hz  jitter "
+            f"{(self.now_ns - self.started_ns) / 1e9:5.1f} s  targets {rate_hz:5.2f} Hz  jitter "
             f"{jitter_ms:4.1f} ms  "
             f"chunk age {age_s:4.2f} s  inference {inference_ms:4.0f} ms  kept {kept:3.0f} %  "
             f"reward {self._reward:.0f}  {_NAMES.get(self._state, '?')}  real time "
