@@ -139,6 +139,11 @@ class Policy:
             ) from error
 
     @property
+    def how_it_runs(self) -> str:
+        """Kind of engine, precision, and why not as asked."""
+        return str(self.engine.report)
+
+    @property
     def patch_grid(self) -> tuple[int, int]:
         """(rows, columns) of each camera's patches."""
         return (self.checkpoint.config.dino.grid,) * 2

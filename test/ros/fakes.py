@@ -33,6 +33,7 @@ class FakePolicy:
     action_dim = ACTION_DIM
     chunk_len = 25
     motion_scale = MotionScale()
+    how_it_runs = "fake"
 
     def __init__(self) -> None:
         self.asked: list[Observation] = []

@@ -367,6 +367,7 @@ def test_diagnostics_tell_age_and_count_of_every_stream_and_the_inference_times(
     values = {pair.key: pair.value for pair in parts["/policy_node: inference"].values}
     assert int(values["chunks"]) >= 3
     assert (float(values["p50_ms"]), float(values["retain_ratio"])) == (10.0, 0.5)
+    assert values["engine"] == "fake"
     stream = {pair.key: pair.value for pair in parts["/policy_node: cam_high"].values}
     assert int(stream["received"]) > 0 and float(stream["age_ms"]) <= 150.0
 

@@ -37,6 +37,7 @@ class MotionPolicy:
     action_dim = ACTION_DIM
     chunk_len = CHUNK_LEN
     motion_scale = MotionScale()
+    how_it_runs = "by formula"
 
     def __init__(self, dt_ns: int) -> None:
         self._dt_ns = dt_ns

@@ -348,6 +348,7 @@ class PolicyNode(ManagedNode):
                     "p50_ms": self._times.quantile(0.5) * 1e3,
                     "p95_ms": self._times.quantile(0.95) * 1e3,
                     "retain_ratio": self._retain_ratio,
+                    "engine": self._policy.how_it_runs,
                 },
             ),
             "observation": (
