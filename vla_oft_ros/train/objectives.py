@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from vla_oft_ros.model.action_head import DdimSchedule, HeadKind
@@ -97,8 +98,8 @@ class VisionProbe(nn.Module):
         """Maps (B, N·P, D) patch tokens and (B, A) proprio to (B, K, A) normalised actions."""
         pooled = patches.float().mean(dim=1)  # (B, D)
         read = pooled if proprio is None else torch.cat([pooled, proprio], dim=1)
-        actions: Tensor = self.fc2(F.gelu(self.fc1(read)))
-        return actions.unflatten(1, (-1, self.action_dim))
+        actions: Tensor = self.fc2(F.gelu(self.fc1(read)))  # (B, K·A)
+        return rearrange(actions, "b (k a) -> b k a", a=self.action_dim)
 
 
 class Objective(nn.Module):
