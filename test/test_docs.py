@@ -25,6 +25,17 @@ def make_docs(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
         sys.modules.pop(name, None)
 
 
+def python_blocks() -> list[tuple[str, str]]:
+    """(page, code) of every block of Python."""
+    return [
+        (page.name, code)
+        for page in PAGES
+        for code in re.findall(
+            r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S
+        )
+    ]
+
+
 def links(page: Path) -> Iterator[str]:
     """Targets of a page's links and pictures within this repository."""
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
@@ -79,3 +90,20 @@ def test_every_page_is_linked_from_the_readme_or_from_a_page_that_is() -> None:
         page.relative_to(ROOT) for page in reached
     }
     assert not lost, f"no link leads to {sorted(map(str, lost))}"
+
+
+@pytest.mark.parametrize(("page", "code"), python_blocks(), ids=lambda value: value[:12])
+def test_python_on_a_page_does_what_it_says(
+    page: str, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("torch", "h5py"):
+        pytest.importorskip(module)
+    from data.episode_samples import make_episode
+
+    from vla_oft_ros.data.hdf5 import write_hdf5
+
+    (tmp_path / "set").mkdir()
+    for number in range(2):
+        write_hdf5(make_episode(seed=number), tmp_path / "set" / f"episode_{number}.hdf5")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, page, "exec"), {})

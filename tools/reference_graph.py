@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 from make_docs import MADE_BY, node_configs, prose, table
 
@@ -24,8 +24,9 @@ from vla_oft_ros.aloha import ARMS, CAMERAS, load_profile
 from vla_oft_ros.config import config_dir, load_yaml
 
 PROFILE = "sim"
-ROS_OWN = ("rcl_interfaces/", "lifecycle_msgs/", "type_description_interfaces/")
-"""Types of what every node, or every lifecycle node, has."""
+ROS_OWN = ("rcl_interfaces/", "lifecycle_msgs/", "type_description_interfaces/", "tf2_msgs/")
+"""Types of what every node, or every lifecycle node, has; and of what is there only where tf2 is
+installed."""
 
 VARIANTS: dict[str, dict[str, dict[str, object]]] = {
     "": {},
@@ -52,6 +53,13 @@ MEANINGS = {
     "/cam_*/camera_info": "calibration of the camera; px",
     "/follower_*/joint_states": "measured joints of one follower: rad; fingers m",
     "/leader_*/joint_states": "measured joints of one leader: rad; fingers m",
+    "/task_instruction": "what the episode of the simulation asks for, latched; text",
+    "/chunk_trace": "when each span from camera to target began and ended; ns",
+    "/viewer/overlay/*": "what the policy saw and kept of one camera; px",
+    "/viewer/markers": "status, planned paths and arms, for RViz and Foxglove; m",
+    "/viewer/joint_states": "measured joints, by the names of the robot description; rad, m",
+    "/viewer/joint_targets": "joint targets, by the names of the robot description; rad, m",
+    "/robot_description": "URDF of both arms, latched; XML",
     "/clock": "simulated time; s and ns",
     "/diagnostics": "health of every node, by part; the unit is in each key",
     "/object_poses/*": "true pose of an object in the frame world; m",
@@ -200,13 +208,13 @@ def interbotix_ends() -> list[End]:
         full = name.replace("~", "/controller_node")
         ends.append(End(full, type_name(kind), "offers", "controller_node", ""))
 
-    node: Any = SimpleNamespace(
-        create_lifecycle_publisher=publisher, create_client=client, create_service=service
-    )
+    node: Any = MagicMock()
+    node.create_lifecycle_publisher, node.create_client = publisher, client
+    node.create_service = service
     module: Any = interbotix
     real, module.import_messages = module.import_messages, lambda _: Messages()
     try:
-        module.InterbotixRobot(node, load_profile("interbotix_main"), lambda: True)
+        module.InterbotixRobot(node, load_profile("interbotix_main"), lambda: True, "services")
     finally:
         module.import_messages = real
     return ends
@@ -296,7 +304,8 @@ def topics_page(ends: list[End]) -> str:
             f"of the profile `{PROFILE}` and of the default parameters; they can be remapped as "
             "any others. “Last 10” is the depth of the queue. What every node has is left out "
             "(`/rosout`, `/parameter_events`, the services of parameters), and of lifecycle nodes "
-            "their services and `~/transition_event`. `recorder_node` hears with the quality of "
+            "their services and `~/transition_event`; `/tf` of `token_viewer_node` is, too. "
+            "`recorder_node` hears with the quality of "
             "service that is offered to it. Fields and units of our own types: "
             "[messages.md](messages.md)."
         ),
