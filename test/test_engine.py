@@ -27,6 +27,7 @@ from vla_oft_ros.model.pruning_plan import PruningPlan
 from vla_oft_ros.model.savings import Savings
 from vla_oft_ros.model.small_checkpoint import SmallSize, make_random_checkpoint
 from vla_oft_ros.model.stage_times import StageTimes
+from vla_oft_ros.normalization import unnormalize
 from vla_oft_ros.types import MotionMode
 
 CPU = torch.device("cpu")
@@ -141,6 +142,8 @@ def test_without_savings_every_pass_is_the_models_own_bit_for_bit(checkpoint: Ch
             )
         output = checkpoint.model(inputs, pruner=pruner)
         assert np.array_equal(answer.normalized, output.actions[0].double().numpy())
+        robot_units = unnormalize(answer.normalized, checkpoint.action_stats)
+        assert np.array_equal(answer.actions, robot_units)
         if pruner is not None:
             state = pruner.state
             assert kept(answer) == [stage.patches.tolist() for stage in pruner.stages]
