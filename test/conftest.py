@@ -37,7 +37,9 @@ def committed_golden_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The fixtures of this repository, unpacked."""
     directory = tmp_path_factory.mktemp("golden")
     with tarfile.open(GOLDEN_ARCHIVE) as archive:
-        archive.extractall(directory, filter="data")
+        if hasattr(tarfile, "data_filter"):  # Python 3.10.12, 3.11.4 and later
+            archive.extraction_filter = tarfile.data_filter
+        archive.extractall(directory)
     return directory
 
 
