@@ -90,13 +90,13 @@ def first_state() -> PruningState:
     return pruner.state
 
 
-def pruned(**changes: object) -> SpecPruner:
+def pruned(*, state: PruningState | None = None, **changes: object) -> SpecPruner:
     mode = changes.pop("mode", MotionMode.COARSE)
     return SpecPruner(
         plan(**changes),
         LAYOUT,
         TEXT,
-        state=first_state(),
+        state=state or first_state(),
         similarity=similarity(),
         mode=mode,
     )
@@ -267,8 +267,12 @@ def test_the_static_set_is_the_union_that_the_paper_asks_for(mode: MotionMode) -
     assert pruner.stages[0].patches.tolist() == sorted(set.union(*sets.values()))
 
 
-def test_each_dynamic_stage_drops_the_least_of_the_moving_average() -> None:
-    pruner = pruned()
+@pytest.mark.parametrize("layer_weights", ["entropy", "uniform"])
+def test_each_dynamic_stage_drops_the_least_of_the_moving_average(layer_weights: str) -> None:
+    # Entropies as far apart as a random network never has them, so that they matter.
+    entropies = torch.logspace(-2, 0.6, 32, dtype=torch.float64).flip(0)
+    state = replace(first_state(), entropies=entropies)
+    pruner = pruned(state=state, layer_weights=layer_weights)
     run(pruner)
     sets = index_sets(pruner)
     naive = naive_pass(sets)
@@ -286,7 +290,9 @@ def test_each_dynamic_stage_drops_the_least_of_the_moving_average() -> None:
         for head in naive.scores(layer)[:, present].tolist():
             for rank, place in enumerate(sorted(range(len(present)), key=lambda i: -head[i])):
                 weights[place] += table[rank] / table.sum() / LLM.heads
-        confidence = 1 / (float(first_state().entropies[layer - 1]) + 1e-6)
+        confidence = 1 / (float(entropies[layer - 1]) + 1e-6)
+        if layer_weights == "uniform":
+            confidence = 1.0
         for place, patch in enumerate(present):
             importance[patch] = 0.8 * importance[patch] + 0.2 * weights[place] * confidence
 

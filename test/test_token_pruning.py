@@ -203,6 +203,29 @@ def test_rivals_prune_from_the_first_inference_on(checkpoint_dir: Path, method: 
     assert np.all(np.isfinite(chunk.actions))
 
 
+@pytest.mark.parametrize("method", ["random", "fastv", "divprune"])
+def test_rivals_that_start_dense_keep_as_many_tokens_as_specprune_in_every_inference(
+    checkpoint_dir: Path, policy: Policy, method: str
+) -> None:
+    rival = policy_with(checkpoint_dir, method=method, rivals_start_dense=True)
+    stamps = [0, 15, 30, 30 + 26, 30 + 27]  # ticks; the fourth comes too late to go on from
+    for episode in range(2):
+        policy.reset()
+        rival.reset()
+        for number, ticks in enumerate(stamps):
+            mode = list(MotionMode)[number % 2]
+            observation = seen_at(ticks * TICK_NS, seed=10 * episode + number)
+            counts = [
+                [
+                    sum(r.patch_indices.size for r in chunk.retained if r.layer == layer)
+                    for layer in sorted({r.layer for r in chunk.retained})
+                ]
+                for chunk in (p.infer(observation, mode=mode) for p in (policy, rival))
+            ]
+            assert counts[0] == counts[1]
+            assert (len(counts[0]) == 1) == (number in (0, 3))
+
+
 def test_text_is_the_operators_words_or_the_whole_prompt(
     policy: Policy, checkpoint_dir: Path
 ) -> None:

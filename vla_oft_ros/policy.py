@@ -24,7 +24,7 @@ from vla_oft_ros.model.engine import Instruction, Request, make_engine
 from vla_oft_ros.model.inputs import ModelInputs, sequence_ids
 from vla_oft_ros.model.pruning_plan import PruningPlan
 from vla_oft_ros.model.self_test import CheckResult, run_self_tests
-from vla_oft_ros.model.token_pruning import TokenPruning
+from vla_oft_ros.model.token_pruning import BeforePass, TokenPruning
 from vla_oft_ros.normalization import normalize
 from vla_oft_ros.shipped_policies import checkpoint_path
 from vla_oft_ros.types import ActionChunk, MotionMode, Observation
@@ -171,11 +171,15 @@ class Policy:
             ValueError: if a camera is missing, proprio has another length or is not finite.
         """
         start_s = time.perf_counter()
-        state, references = (None, None)
-        if self._pruning is not None:
-            state, references = self._pruning.before(observation)
-        request = replace(self._request(observation), state=state, references=references)
-        self.engine.load(replace(request, mode=mode))
+        before = BeforePass() if self._pruning is None else self._pruning.before(observation)
+        request = replace(
+            self._request(observation),
+            state=before.state,
+            references=before.references,
+            dense=before.dense,
+            mode=mode,
+        )
+        self.engine.load(request)
         preprocess_s = time.perf_counter() - start_s
         self.engine.replay()
         answer = self.engine.fetch()

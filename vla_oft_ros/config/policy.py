@@ -139,6 +139,14 @@ class PruningConfig:
             le=1.0,
         ),
     )
+    layer_weights: str = field(
+        default="entropy",
+        metadata=doc(
+            "How much a layer counts in the importance: entropy is the paper's, more for layers that "
+            "look at few patches; uniform counts all alike.",
+            choices=["entropy", "uniform"],
+        ),
+    )
     entropy_epsilon: float = field(
         default=1e-6, metadata=doc("Epsilon of the entropy confidence.", unit="nats", ge=1e-12)
     )
@@ -162,6 +170,13 @@ class PruningConfig:
         metadata=doc(
             "Tokens that count as text: the operator's words or the whole prompt around them.",
             choices=["instruction", "prompt"],
+        ),
+    )
+    rivals_start_dense: bool = field(
+        default=False,
+        metadata=doc(
+            "Rivals too keep every token in the first inference of an episode, as SpecPrune must: "
+            "for a comparison at the same number of tokens."
         ),
     )
     seed: int = field(default=0, metadata=doc("Seed of the random rival.", ge=0))

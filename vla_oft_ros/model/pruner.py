@@ -177,8 +177,10 @@ class SpecPruner(StagedPruner):
         self._prunes = state is not None and similarity is not None
         self._confidence = torch.zeros(plan.depth)  # ω_conf of each layer
         if state is not None:
-            self._confidence = pruning.entropy_confidence(
-                state.entropies, plan.config.entropy_epsilon
+            self._confidence = (
+                torch.ones_like(state.entropies)
+                if plan.config.layer_weights == "uniform"
+                else pruning.entropy_confidence(state.entropies, plan.config.entropy_epsilon)
             )
         self._table = torch.zeros(0)
         self._local: list[Tensor] = []

@@ -26,12 +26,12 @@ class PreviousInference:
     """What one inference left, and for what it holds.
 
     Attributes:
-        state: For the pruner.
+        state: For the pruner; None of a rival, which needs none.
         instruction: What was asked.
         image_stamps_ns: Camera name → stamp of the image seen, nanoseconds.
     """
 
-    state: PruningState
+    state: PruningState | None
     instruction: str
     image_stamps_ns: Mapping[str, int]
 
@@ -46,6 +46,21 @@ class PreviousInference:
             for camera, stamp_ns in self.image_stamps_ns.items()
         ]
         return all(0 < gap <= max_gap_ns for gap in gaps)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BeforePass:
+    """What an inference may go by.
+
+    Attributes:
+        state: That the inference before left. SpecPrune's pass is dense without.
+        references: Images of all cameras some ticks ago. SpecPrune's pass is dense without.
+        dense: Whether nothing is pruned, whatever the method.
+    """
+
+    state: PruningState | None = None
+    references: Sequence[np.ndarray] | None = None
+    dense: bool = False
 
 
 class TokenPruning:
@@ -76,12 +91,8 @@ class TokenPruning:
         """A new episode: the next pass is dense."""
         self._previous = None
 
-    def before(
-        self, observation: Observation
-    ) -> tuple[PruningState | None, list[np.ndarray] | None]:
-        """What an inference may go by: the state that the one before left, and the reference
-        images of all cameras; None where there is none, and then the pass is dense.
-        """
+    def before(self, observation: Observation) -> BeforePass:
+        """What an inference may go by."""
         previous = self._previous
         if previous is not None and not previous.holds_for(observation, self._max_gap_ns):
             self._previous = previous = None
@@ -89,13 +100,18 @@ class TokenPruning:
         found = (given.get(camera) for camera in self._cameras)
         references = [image for image in found if image is not None]
         whole = len(references) == len(self._cameras)
-        if previous is not None and not whole:
+        if previous is not None and previous.state is not None and not whole:
             logger.debug("a camera has no reference image: this pass is dense")
-        return (None if previous is None else previous.state), (references if whole else None)
+        config = self.plan.config
+        return BeforePass(
+            state=None if previous is None else previous.state,
+            references=references if whole else None,
+            dense=config.method != "specprune" and config.rivals_start_dense and previous is None,
+        )
 
     def after(self, state: PruningState | None, observation: Observation) -> None:
         """Keeps what an inference left to the next one."""
-        if state is None:
+        if state is None and self.plan.config.method == "specprune":
             return
         stamps = {camera: observation.image_stamps_ns[camera] for camera in self._cameras}
         self._previous = PreviousInference(
