@@ -142,8 +142,8 @@ class PruningConfig:
     layer_weights: str = field(
         default="entropy",
         metadata=doc(
-            "How much a layer counts in the importance: entropy is the paper's, more for layers that "
-            "look at few patches; uniform counts all alike.",
+            "How much a layer counts in the importance: entropy is the paper's, more for layers "
+            "that look at few patches; uniform counts all alike.",
             choices=["entropy", "uniform"],
         ),
     )
