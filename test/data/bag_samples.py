@@ -99,6 +99,16 @@ def jpeg_image(stamp_ns: int, image: np.ndarray) -> bytes:
     )
 
 
+def pose(stamp_ns: int, values: np.ndarray) -> bytes:
+    """A PoseStamped of position and quaternion (w, x, y, z)."""
+    known, kind = types().types, "geometry_msgs/msg/PoseStamped"
+    x, y, z, w, *turn = values.tolist()
+    place = known["geometry_msgs/msg/Point"](x=x, y=y, z=z)
+    turned = known["geometry_msgs/msg/Quaternion"](**dict(zip("xyz", turn, strict=True)), w=w)
+    stood = known["geometry_msgs/msg/Pose"](position=place, orientation=turned)
+    return types().serialize(kind, known[kind](header=_header(stamp_ns), pose=stood))
+
+
 def text(content: str) -> bytes:
     return types().serialize(
         "std_msgs/msg/String", types().types["std_msgs/msg/String"](data=content)
@@ -137,6 +147,7 @@ class Take:
     padding: int = 0
     missing: tuple[str, ...] = ()
     camera_delay_s: Mapping[str, float] = field(default_factory=dict)
+    objects: tuple[str, ...] = ()
 
     def arm_positions(self, arm: str, time_s: float, lag_s: float) -> np.ndarray:
         """Nine joint_states entries."""
@@ -198,8 +209,18 @@ class Take:
                 stamp = START_NS + round((index + 0.4) / 25 * NS)
                 data = joint_state(stamp, ACTION_NAMES, self.targets_at(index))
                 sent.append(Sent(stamp, "/joint_targets", kind, data))
+        for place, name in enumerate(self.objects):
+            for index in range(round(self.seconds * 25)):
+                stamp = START_NS + round(index / 25 * NS)
+                data = pose(stamp, self.object_pose(place, index))
+                kind, topic = "geometry_msgs/msg/PoseStamped", f"/object_poses/{name}"
+                sent.append(Sent(stamp + jitter(), topic, kind, data))
         kept = [one for one in sent if not any(part in one.topic for part in self.missing)]
         return sorted(kept, key=lambda one: one.log_ns)
+
+    @staticmethod
+    def object_pose(place: int, index: int) -> np.ndarray:
+        return np.array([place, 0.01 * index, 0.02, 0.5, -0.5, 0.1, 0.7])
 
     @staticmethod
     def targets_at(index: int) -> np.ndarray:

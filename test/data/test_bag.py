@@ -160,6 +160,16 @@ def test_instruction_profile_rate_colour_and_outcome_travel_with_the_bag(tmp_pat
     assert read_bag(silent, BagOptions(instruction="said")).instruction == "said"
 
 
+def test_objects_are_where_they_were_at_the_first_step(tmp_path: Path) -> None:
+    take = Take(objects=("red_box", "blue_box"))
+    ticks = [START_NS + round(NS * (0.5 + 0.04 * step)) for step in range(5)]
+    episode = read_bag(take.write(tmp_path / "bag"), ticks_ns=ticks)
+    assert episode.object_poses is not None
+    for place, name in enumerate(take.objects):
+        assert np.array_equal(episode.object_poses[name], take.object_pose(place, 12))
+    assert read_bag(Take().write(tmp_path / "none")).object_poses is None
+
+
 def test_velocity_and_effort_are_those_of_the_same_message(tmp_path: Path) -> None:
     episode = read_bag(Take().write(tmp_path / "bag"))
     assert episode.qvel is not None and episode.effort is not None

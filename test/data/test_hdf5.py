@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -29,6 +30,16 @@ def test_a_raw_file_gives_back_the_episode_exactly(tmp_path: Path) -> None:
         assert np.array_equal(episode.image_stamps_ns[camera], back.image_stamps_ns[camera])
     assert (back.profile, back.color_order, back.outcome) == ("sim", "rgb", "success")
     assert back.notes == ()
+
+
+def test_where_objects_were_travels_with_a_file(tmp_path: Path) -> None:
+    poses = {"red_box": np.array([0.1, 0.5, 0.02, 1.0, 0.0, 0.0, 0.0])}
+    write_hdf5(replace(make_episode(), object_poses=poses), tmp_path / "a.hdf5")
+    back = read_hdf5(tmp_path / "a.hdf5").object_poses
+    assert back is not None and list(back) == ["red_box"]
+    assert np.array_equal(back["red_box"], poses["red_box"])
+    write_hdf5(make_episode(), tmp_path / "b.hdf5")
+    assert read_hdf5(tmp_path / "b.hdf5").object_poses is None
 
 
 def test_a_jpeg_file_gives_back_numbers_exactly_and_images_nearly(tmp_path: Path) -> None:

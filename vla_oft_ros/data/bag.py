@@ -108,6 +108,7 @@ def _read(streams: BagStreams, options: BagOptions, ticks_ns: Sequence[int] | No
         profile=streams.profile.name,
         color_order=RGB,
         outcome=told.get("outcome", ""),
+        object_poses=streams.object_poses(steps[0].time_ns),
         source=str(streams.bag.path),
         notes=tuple(streams.notes),
     )

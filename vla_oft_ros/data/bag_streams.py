@@ -36,6 +36,7 @@ class BagOptions:
         action_from: "leaders", "targets", or "auto": leaders where they were recorded.
         target_topic: Joint targets.
         instruction_topic: Instructions.
+        object_topic: Where a simulation says where things are, one topic per object under it.
         on_gap: "refuse" a bag in which some ticks have no observation, or keep its "longest" run
             without a gap.
         on_damage: "refuse" a damaged bag, or "repair": read what can be read.
@@ -50,6 +51,7 @@ class BagOptions:
     action_from: str = "auto"
     target_topic: str = "/joint_targets"
     instruction_topic: str = "/instruction"
+    object_topic: str = "/object_poses"
     on_gap: str = "refuse"
     on_damage: str = "refuse"
     sync: SyncConfig = field(default_factory=SyncConfig)
@@ -219,6 +221,19 @@ class BagStreams:
             if lost_ns > _UNEVEN_NS:
                 self.notes.append(f"{what}: that time is left out")
         return range(begin, end + 1, round(1e9 / self._options.rate_hz))
+
+    def object_poses(self, time_ns: int) -> dict[str, np.ndarray] | None:
+        """Object → (7,) pose at some time, as far as the bag says; None if it says nothing."""
+        poses: dict[str, np.ndarray] = {}
+        for entry in self.bag.entries:
+            folder, _, name = entry.topic.rpartition("/")
+            is_pose = self.bag.types[entry.topic] == cdr.POSE_STAMPED
+            if not is_pose or folder != self._options.object_topic:
+                continue
+            stamp_ns, pose = cdr.read_pose(self.bag.read(entry))
+            if name not in poses or stamp_ns <= time_ns:
+                poses[name] = pose
+        return poses or None
 
     def decode(self, frame: BagEntry) -> np.ndarray:
         """Reads and decodes a raw or compressed image, exactly as the live node does.

@@ -19,6 +19,7 @@ JOINT_STATE = "sensor_msgs/msg/JointState"
 IMAGE = "sensor_msgs/msg/Image"
 COMPRESSED_IMAGE = "sensor_msgs/msg/CompressedImage"
 STRING = "std_msgs/msg/String"
+POSE_STAMPED = "geometry_msgs/msg/PoseStamped"
 
 
 class CdrError(ValueError):
@@ -166,6 +167,14 @@ def read_compressed_image(data: bytes | memoryview) -> tuple[str, memoryview]:
     reader = CdrReader(data)
     reader.header()
     return reader.text(), reader.octets()
+
+
+def read_pose(data: bytes | memoryview) -> tuple[int, np.ndarray]:
+    """Stamp in ns and (7,) pose of a geometry_msgs/PoseStamped: m, quaternion (w, x, y, z)."""
+    reader = CdrReader(data)
+    stamp_ns = reader.header()
+    x, y, z, *turn, w = (reader.number("d") for _ in range(7))
+    return stamp_ns, np.array([x, y, z, w, *turn])
 
 
 def read_string(data: bytes | memoryview) -> str:

@@ -80,6 +80,8 @@ class Episode:
             stamps are absent.
         color_order: "rgb" if the source says how its colours are ordered, else "unknown".
         outcome: "success", "failure" or another label; empty if nobody judged.
+        object_poses: Object → (7,) float64 world pose at the first step, position in m and
+            quaternion (w, x, y, z), which only a simulation knows; else None.
         source: Where it comes from, for people.
         notes: What was assumed or repaired on the way here, one sentence each.
     """
@@ -96,6 +98,7 @@ class Episode:
     image_stamps_ns: Mapping[str, np.ndarray] | None = None
     color_order: str = UNKNOWN
     outcome: str = ""
+    object_poses: Mapping[str, np.ndarray] | None = None
     source: str = ""
     notes: tuple[str, ...] = ()
 
@@ -159,6 +162,7 @@ class Episode:
             self,
             images=images,
             image_stamps_ns=stamps if self.image_stamps_ns else None,
+            object_poses=self.object_poses if index[:1].tolist() == [0] else None,
             qpos=self.qpos[index],
             action=self.action[index],
             qvel=None if self.qvel is None else self.qvel[index],

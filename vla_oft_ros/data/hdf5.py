@@ -101,6 +101,8 @@ def write_hdf5(
             observations[name] = nothing if values is None else values.astype(np.float32)
             file.attrs[f"{name}_recorded"] = values is not None
         file["stamps_ns"] = episode.stamps_ns
+        for name, pose in (episode.object_poses or {}).items():
+            file[f"object_poses/{name}"] = pose
         for camera, stamps in (episode.image_stamps_ns or {}).items():
             file[f"image_stamps_ns/{camera}"] = stamps
         group = observations.create_group("images")
@@ -225,6 +227,10 @@ def _episode(path: Path, file: Any, options: Hdf5Options) -> Episode:
         profile=options.profile or str(attributes.get("profile", "")),
         color_order=UNKNOWN if told == UNKNOWN else RGB,
         outcome=str(attributes.get("outcome", "")),
+        object_poses={
+            name: np.asarray(data) for name, data in file.get("object_poses", {}).items()
+        }
+        or None,
         source=str(path),
         notes=tuple(notes),
     )

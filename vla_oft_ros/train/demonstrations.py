@@ -93,6 +93,7 @@ def make_demonstrations(
                 profile=PROFILE,
                 color_order=RGB,
                 outcome=SUCCESS if recorded.success else FAILURE,
+                object_poses=recorded.cube_poses,
                 source=f"scripted demonstration, seed {number}",
             )
             write_hdf5(episode, path)
