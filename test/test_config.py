@@ -309,3 +309,14 @@ def test_configurations_cannot_be_changed_after_they_were_checked() -> None:
     for cls in (PolicyNodeConfig, ControllerConfig, SimConfig):
         with pytest.raises(AttributeError):
             setattr(cls(), fields(cls)[0].name, None)
+
+
+def test_the_viewer_draws_the_arms_where_the_safety_gate_has_them() -> None:
+    viewer = load_node_config(
+        TokenViewerConfig, config_dir() / "token_viewer.yaml", "token_viewer_node"
+    )
+    controller = load_node_config(
+        ControllerConfig, config_dir() / "controller.yaml", "controller_node"
+    )
+    assert viewer.left_base_pose == controller.safety.left_base_pose
+    assert viewer.right_base_pose == controller.safety.right_base_pose

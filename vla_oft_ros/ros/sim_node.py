@@ -14,6 +14,8 @@ import traceback
 
 import numpy as np
 from geometry_msgs.msg import PoseStamped
+from rclpy.clock import Clock as NodeClock
+from rclpy.clock import ClockType
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
 from rosgraph_msgs.msg import Clock
@@ -105,7 +107,8 @@ class SimNode(Node):
             JointState, config.target_topic, self._on_targets, QoSProfile(depth=10)
         )
         self.create_service(Trigger, "~/reset", self._on_reset)
-        self.create_timer(1.0, self._publish_diagnostics)
+        steady = NodeClock(clock_type=ClockType.STEADY_TIME)  # not the simulated one
+        self.create_timer(1.0, self._publish_diagnostics, clock=steady)
         self._thread = threading.Thread(target=self._run, name="physics")
         self._thread.start()
 

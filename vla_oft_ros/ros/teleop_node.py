@@ -11,6 +11,8 @@ from functools import partial
 
 import numpy as np
 from geometry_msgs.msg import PoseStamped
+from rclpy.clock import Clock as NodeClock
+from rclpy.clock import ClockType
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from rosgraph_msgs.msg import Clock
@@ -77,7 +79,8 @@ class TeleopNode(Node):
             # A timer would skip instants when two messages of the clock arrive at once.
             self.create_subscription(Clock, "/clock", self._on_clock, QoSProfile(depth=100))
         else:
-            self.create_timer(1.0 / config.rate_hz, self._on_timer)
+            steady = NodeClock(clock_type=ClockType.STEADY_TIME)  # nobody can set it
+            self.create_timer(1.0 / config.rate_hz, self._on_timer, clock=steady)
         self._tell()
 
     def _on_cube(self, name: str, message: PoseStamped) -> None:
