@@ -12,6 +12,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -19,6 +20,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
+
+import torch
 
 from vla_oft_ros.aloha import load_profile
 from vla_oft_ros.config import ConfigError, PolicyConfig
@@ -48,12 +51,14 @@ class Condition:
         policy: Checkpoint and pruning; None is the oracle.
         loop: How it is run.
         task: Name of a task of the simulation.
+        shuffled: The control of a network that has learnt nothing; see `shuffle_weights`.
     """
 
     name: str
     policy: PolicyConfig | None
     loop: LoopSetting = field(default_factory=LoopSetting)
     task: str = "transfer_cube"
+    shuffled: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,17 +109,37 @@ def condition_key(condition: Condition) -> str:
         for name in ("threads", "skip_self_tests"):
             policy.pop(name)
     told = {"rules": _RULES, "task": condition.task, "policy": policy, "loop": condition.loop}
+    if condition.shuffled:
+        told["shuffled"] = True
     text = json.dumps(told, sort_keys=True, default=asdict)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def shuffle_weights(model: torch.nn.Module, seed: int = 0) -> None:
+    """Puts the values of every weight tensor in random order, in place.
+
+    What is left is a network of the same sizes, whose weights are spread as before and which has
+    learnt nothing.
+
+    Args:
+        model: Any network.
+        seed: Of the order.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            order = torch.randperm(parameter.numel(), generator=generator)
+            values = parameter.detach().flatten()[order.to(parameter.device)]
+            parameter.copy_(values.view_as(parameter))
+
+
 class Station:
-    """What one process keeps from episode to episode: worlds and the checkpoint last used."""
+    """What one process keeps from episode to episode: worlds and checkpoints."""
 
     def __init__(self) -> None:
         self._profile = load_profile(PROFILE)
         self._worlds: dict[tuple[str, str], AlohaWorld] = {}
-        self._loaded: tuple[PolicyConfig, Policy] | None = None
+        self._loaded: dict[tuple[PolicyConfig, bool], Policy] = {}
 
     def run(self, condition: Condition, seed: int) -> EpisodeResult:
         """Runs one episode."""
@@ -124,7 +149,7 @@ class Station:
         if condition.loop.sight == "other":
             other = self._world(condition.task, "other")
             other.reset(seed=seed + OTHER_SEEDS)
-        actor = self._actor(condition.policy, world, seed)
+        actor = self._actor(condition, world, seed)
         return run_episode(world, self._profile, actor, condition.loop, other=other)
 
     def close(self) -> None:
@@ -137,17 +162,23 @@ class Station:
             self._worlds[task, role] = AlohaWorld(self._profile.gripper, task=task)
         return self._worlds[task, role]
 
-    def _actor(self, config: PolicyConfig | None, world: AlohaWorld, seed: int) -> Actor:
+    def _actor(self, condition: Condition, world: AlohaWorld, seed: int) -> Actor:
+        config = condition.policy
         if config is None:
             return Oracle(world)
         plain = PolicyConfig()
         wanted = replace(config, pruning=plain.pruning, diffusion_steps=plain.diffusion_steps)
-        if self._loaded is None or self._loaded[0] != wanted:
-            self._loaded = wanted, load_policy(wanted, profile=self._profile)
+        # All are kept, since conditions take turns from episode to episode.
+        loaded = self._loaded.get((wanted, condition.shuffled))
+        if loaded is None:
+            loaded = load_policy(wanted, profile=self._profile)
+            if condition.shuffled:
+                shuffle_weights(loaded.checkpoint.model)
+            self._loaded[wanted, condition.shuffled] = loaded
         # Made anew for each episode: what is random in it depends on the seed alone, and not on
         # the episodes before.
         return Policy(
-            self._loaded[1].checkpoint,
+            loaded.checkpoint,
             dt_ns=world.control_period_ns,
             diffusion_steps=config.diffusion_steps,
             seed=seed,
@@ -159,6 +190,9 @@ def evaluate(
     conditions: Sequence[Condition], seeds: Sequence[int], path: Path, *, workers: int = 1
 ) -> Iterator[tuple[Condition, Episode]]:
     """Runs every condition on every seed, but for episodes that are in the file already.
+
+    Seed by seed, and for each seed all conditions: what slows the machine down for a while slows
+    all of them, and whatever is there when it ends early is of the same seeds.
 
     Args:
         conditions: What to compare; all see the same seeds.
@@ -177,8 +211,8 @@ def evaluate(
     keys = {index: condition_key(condition) for index, condition in enumerate(conditions)}
     known = {(episode.key, episode.seed): episode for episode in read_episodes(path)}
     waiting: list[tuple[int, int]] = []
-    for index, condition in enumerate(conditions):
-        for seed in seeds:
+    for seed in seeds:
+        for index, condition in enumerate(conditions):
             episode = known.get((keys[index], seed))
             if episode is None:
                 waiting.append((index, seed))
@@ -241,6 +275,7 @@ def _running(workers: int) -> Iterator[Callable[[Sequence[Job]], Iterator[Done]]
         finally:
             station.close()
         return
+    others = multiprocessing.active_children()
     # Not forked: neither torch nor an OpenGL context survives that.
     pool = ProcessPoolExecutor(
         workers, mp_context=multiprocessing.get_context("spawn"), initializer=_begin_worker
@@ -249,6 +284,11 @@ def _running(workers: int) -> Iterator[Callable[[Sequence[Job]], Iterator[Done]]
         yield lambda jobs: (
             future.result() for future in as_completed([pool.submit(_work, job) for job in jobs])
         )
+    except BaseException:  # no one waits for the episodes that are running
+        for process in multiprocessing.active_children():
+            if process not in others:
+                process.terminate()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -262,6 +302,8 @@ def _begin_worker() -> None:
         parent.join()
         os._exit(1)  # nobody is there any more who could want the result
 
+    # Ctrl-C goes to all processes of a terminal; the parent ends the workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=end_with_parent, daemon=True).start()
     _station = Station()
 

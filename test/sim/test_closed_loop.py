@@ -232,6 +232,20 @@ def test_a_policy_can_be_told_something_else_than_what_is_asked_for(world: Aloha
     assert {observation.instruction for observation in witness.seen} == {"do the dishes"}
 
 
+def test_a_perfect_policy_does_what_it_hears_and_not_what_is_asked_for(
+    calibration: GripperCalibration,
+) -> None:
+    world = AlohaWorld(calibration, task="pick_cube")
+    for seed in SEEDS:
+        world.reset(seed=seed)
+        asked = world.instruction
+        for words in world.task.instructions:
+            world.reset(seed=seed)
+            result = run_episode(world, PROFILE, Oracle(world), LoopSetting(instruction=words))
+            assert result.success == (words == asked)
+            assert result.max_reward == (4 if words == asked else 2)
+
+
 def test_answers_that_come_too_late_are_refused_and_counted(world: AlohaWorld) -> None:
     setting = LoopSetting(latency_ms=2500.0, time_limit_s=6.0)
     result = run_episode(world, PROFILE, Still(), setting)

@@ -13,6 +13,8 @@ import pytest
 pytest.importorskip("mujoco", reason="the extra 'sim' is not installed")
 pytest.importorskip("torch", reason="torch is not installed")
 
+import torch
+
 from vla_oft_ros import cli, evaluation
 from vla_oft_ros.config import ChunkQueueConfig, ConfigError, PolicyConfig, PruningConfig
 from vla_oft_ros.evaluation import (
@@ -23,8 +25,10 @@ from vla_oft_ros.evaluation import (
     condition_key,
     evaluate,
     read_episodes,
+    shuffle_weights,
 )
 from vla_oft_ros.model.small_checkpoint import make_random_checkpoint
+from vla_oft_ros.policy import load_policy
 from vla_oft_ros.sim.loop_setting import EpisodeResult, LoopSetting
 from vla_oft_ros.sim.success_rate import summarize, wilson_interval
 
@@ -180,6 +184,7 @@ def test_the_key_knows_every_setting_and_no_name(checkpoint: Path, tmp_path: Pat
         replace(base, loop=LoopSetting(sight="blank")),
         replace(base, loop=LoopSetting(queue=ChunkQueueConfig(join="sync"))),
         replace(base, loop=LoopSetting(time_limit_s=9.0)),
+        replace(base, shuffled=True),
     ]
     keys = [condition_key(condition) for condition in different]
     assert len(set(keys)) == len(keys)
@@ -224,6 +229,46 @@ def test_what_is_random_in_an_episode_depends_on_its_seed_alone(
     alone = outcomes(list(evaluate([random], [2], tmp_path / "b.jsonl")))
     assert after_another["random", 2] == alone["random", 2]
     assert alone["random", 2].kept[0] < 0.3
+
+
+def test_conditions_take_turns_on_every_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[tuple[str, int]] = []
+
+    def run(self: Station, condition: Condition, seed: int) -> EpisodeResult:
+        ran.append((condition.name, seed))
+        return result_of(True, 4)
+
+    monkeypatch.setattr(Station, "run", run)
+    other = replace(ORACLE, name="other", loop=LoopSetting(latency_ms=100.0))
+    list(evaluate([ORACLE, other], [5, 6], tmp_path / "episodes.jsonl"))
+    assert ran == [("oracle", 5), ("other", 5), ("oracle", 6), ("other", 6)]
+
+
+def test_shuffled_weights_are_the_same_values_in_other_places(checkpoint: Path) -> None:
+    before, after, again = (load_policy(policy_of(checkpoint)).checkpoint.model for _ in range(3))
+    shuffle_weights(after)
+    shuffle_weights(again)
+    for (name, old), new, same in zip(
+        before.named_parameters(), after.parameters(), again.parameters(), strict=True
+    ):
+        assert torch.equal(old.flatten().sort().values, new.flatten().sort().values)
+        assert torch.equal(new, same)
+        if old.unique().numel() > 10:
+            assert not torch.equal(old, new), name
+
+
+def test_a_shuffled_network_acts_otherwise_and_leaves_the_real_one_as_it_is(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    real = Condition(name="real", policy=policy_of(checkpoint), loop=SHORT)
+    shuffled = replace(real, name="shuffled", shuffled=True)
+    alone = outcomes(list(evaluate([real], [1, 2], tmp_path / "a.jsonl")))
+    both = outcomes(list(evaluate([shuffled, real], [1, 2], tmp_path / "b.jsonl")))
+    for seed in (1, 2):
+        assert both["real", seed] == alone["real", seed]
+        assert both["shuffled", seed].nearest_mm != both["real", seed].nearest_mm
 
 
 @pytest.fixture

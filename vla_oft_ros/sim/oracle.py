@@ -1,5 +1,6 @@
 """A policy that cannot be wrong: it knows where the cube is and answers as the teleoperator would.
 
+It does what it hears, whatever the episode asks for: told the same always, it shows chance.
 Run through the closed loop in place of a network it shows what the loop itself costs: what fails
 with it is not the fault of a policy. Blind, it needs no camera.
 """
@@ -58,7 +59,7 @@ class Oracle:
         """The next rows of the plan; at its end the last one, again and again."""
         period_s = self._world.control_period_ns * 1e-9
         if self._step * period_s <= self._demonstrator.script.look_s:
-            self._look(1.0 / period_s)
+            self._look(self._world.task.target(observation.instruction), 1.0 / period_s)
         self._step = self._done_rows()
         rows = np.arange(self._step, self._step + self._chunk_len)
         return ActionChunk(
@@ -69,9 +70,9 @@ class Oracle:
             inference_s=0.0,
         )
 
-    def _look(self, control_rate_hz: float) -> None:
+    def _look(self, target: str, control_rate_hz: float) -> None:
         """Plans anew if the cube is not where it was."""
-        cube = self._world.cube_pose(self._world.target)[:3]
+        cube = self._world.cube_pose(target)[:3]
         if np.abs(cube - self._cube)[:2].max() > _MOVED_M:
             self._cube = cube
             self._plan = self._demonstrator.plan(cube, control_rate_hz)
