@@ -82,7 +82,7 @@ LAYERS = (
     Layer(("cli_eval",), (*VALUES, "evaluation", "sim.*"), ("rich",)),
     Layer(
         ("evaluation",),
-        (*VALUES, *STREAMS, "shipped_policies", "policy", "sim.*"),
+        (*VALUES, *STREAMS, "shipped_policies", "model.shuffled", "policy", "sim.*"),
         ("numpy",),
     ),
     Layer(("ros", "ros.*"), ("*",), ("*",)),

@@ -21,10 +21,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
 
-import torch
-
 from vla_oft_ros.aloha import load_profile
 from vla_oft_ros.config import ConfigError, PolicyConfig
+from vla_oft_ros.model.shuffled import shuffle_weights
 from vla_oft_ros.policy import Policy, load_policy
 from vla_oft_ros.shipped_policies import checkpoint_path
 from vla_oft_ros.sim.aloha_world import AlohaWorld
@@ -51,7 +50,7 @@ class Condition:
         policy: Checkpoint and pruning; None is the oracle.
         loop: How it is run.
         task: Name of a task of the simulation.
-        shuffled: The control of a network that has learnt nothing; see `shuffle_weights`.
+        shuffled: The control of a network that has learnt nothing; see `model.shuffled`.
     """
 
     name: str
@@ -113,24 +112,6 @@ def condition_key(condition: Condition) -> str:
         told["shuffled"] = True
     text = json.dumps(told, sort_keys=True, default=asdict)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def shuffle_weights(model: torch.nn.Module, seed: int = 0) -> None:
-    """Puts the values of every weight tensor in random order, in place.
-
-    What is left is a network of the same sizes, whose weights are spread as before and which has
-    learnt nothing.
-
-    Args:
-        model: Any network.
-        seed: Of the order.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            order = torch.randperm(parameter.numel(), generator=generator)
-            values = parameter.detach().flatten()[order.to(parameter.device)]
-            parameter.copy_(values.view_as(parameter))
 
 
 class Station:

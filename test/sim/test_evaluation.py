@@ -25,8 +25,8 @@ from vla_oft_ros.evaluation import (
     condition_key,
     evaluate,
     read_episodes,
-    shuffle_weights,
 )
+from vla_oft_ros.model.shuffled import shuffle_weights
 from vla_oft_ros.model.small_checkpoint import make_random_checkpoint
 from vla_oft_ros.policy import load_policy
 from vla_oft_ros.sim.loop_setting import EpisodeResult, LoopSetting
