@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from vla_oft_ros.aloha import ACTION_NAMES, ARM_DIM, ARMS, GRIPPERS
+from vla_oft_ros.aloha import ACTION_NAMES, ARM_DIM, ARM_JOINTS, ARMS, GRIPPERS
 from vla_oft_ros.data.atomic import new_file
 from vla_oft_ros.data.doctor import EpisodeReport
 from vla_oft_ros.data.verdict import Verdict
@@ -66,7 +66,7 @@ def write_report(
 
 def draw_episode(report: EpisodeReport) -> np.ndarray:
     """One episode at a glance: pictures at start, middle and end of each camera, joints and
-    grippers of both arms (actions thick, states thin), and what is wrong.
+    grippers of both arms (actions thick, states thin, colours by joint), and what is wrong.
 
     Returns:
         (H, W, 3) uint8 RGB.
@@ -78,6 +78,8 @@ def draw_episode(report: EpisodeReport) -> np.ndarray:
         strip = np.hstack(list(frames))  # (h, 3 · w, 3)
         _write(strip, camera, (6, 16), (255, 255, 255))
         pictures.append(strip)
+    if pictures:
+        pictures.append(_legend(*pictures[0].shape[:2]))
     for first in range(0, len(pictures), 2):
         rows.append(_filled(np.hstack(pictures[first : first + 2]), width))
     panels = []
@@ -107,6 +109,20 @@ def _write(
 ) -> None:
     plain = text.encode("ascii", "replace").decode()  # OpenCV's fonts know no other letters
     cv2.putText(image, plain, corner, cv2.FONT_HERSHEY_SIMPLEX, 0.45, colour, 1, cv2.LINE_AA)
+
+
+def _legend(height: int, width: int) -> np.ndarray:
+    """What the curves mean, as large as a camera's pictures."""
+    image = np.full((height, width, 3), 255, dtype=np.uint8)
+    for place, (name, colour) in enumerate(zip(ARM_JOINTS, _JOINT_COLOURS, strict=False)):
+        down = 8 + _LINE_PX * (place + 1)
+        cv2.line(image, (16, down - 5), (40, down - 5), colour, 2, cv2.LINE_AA)
+        _write(image, name, (50, down), (40, 40, 40))
+    for place, (text, thickness) in enumerate((("action", 2), ("measured", 1))):
+        down = 8 + _LINE_PX * (place + 1)
+        cv2.line(image, (216, down - 5), (240, down - 5), (40, 40, 40), thickness, cv2.LINE_AA)
+        _write(image, text, (250, down), (40, 40, 40))
+    return image
 
 
 def _filled(image: np.ndarray, width: int) -> np.ndarray:

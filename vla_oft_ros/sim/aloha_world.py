@@ -8,7 +8,7 @@ and with grippers on ALOHA's action scale.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import mujoco
@@ -282,18 +282,21 @@ class AlohaWorld:
             targets[gripper] = self._calibration.servo_rad_to_action(servo_rad)
         return targets
 
-    def images(self) -> dict[str, np.ndarray]:
-        """Draws all cameras at this instant.
+    def images(self, cameras: Sequence[str] = CAMERAS) -> dict[str, np.ndarray]:
+        """Draws cameras at this instant.
+
+        Args:
+            cameras: Names of cameras of the model; the robot's unless others are asked for.
 
         Returns:
-            Camera name, in the order of `CAMERAS`, → (H, W, 3) uint8 RGB.
+            Camera name, in the order of `cameras`, → (H, W, 3) uint8 RGB.
 
         Raises:
             ValueError: at the first call, if no OpenGL library works; says what to install.
         """
         if self._renderer is None:
             self._renderer = CameraRenderer(self._model, *self._size)
-        return self._renderer.render(self._data, CAMERAS)
+        return self._renderer.render(self._data, cameras)
 
     def intrinsics(self, camera: str) -> np.ndarray:
         """(3, 3) float64 pinhole matrix K; pixel (0, 0) is the middle of the upper left one."""

@@ -40,10 +40,19 @@ def contact_sheet(
         for camera, image in images.items():
             tile = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
             if number == 0:
-                place, font = (6, size[1] - 8), cv2.FONT_HERSHEY_SIMPLEX
-                for color, line in (((0, 0, 0), 3), ((255, 255, 255), 1)):
-                    cv2.putText(tile, camera, place, font, 0.45, color, line, cv2.LINE_AA)
+                _label(tile, camera)
             tiles.append(np.pad(tile, ((0, _GAP_PX), (0, _GAP_PX), (0, 0)), constant_values=_GREY))
         rows.append(np.concatenate(tiles, axis=1))  # (H, N·W, 3)
     sheet = np.concatenate(rows, axis=0)
     return np.ascontiguousarray(sheet[:-_GAP_PX, :-_GAP_PX])
+
+
+def _label(tile: np.ndarray, text: str) -> None:
+    """Writes white on black into the lower left corner."""
+    font, size = cv2.FONT_HERSHEY_SIMPLEX, 0.45
+    (width, height), below = cv2.getTextSize(text, font, size, 1)
+    bottom = tile.shape[0]
+    top = bottom - height - below - 6
+    cv2.rectangle(tile, (0, top), (width + 10, bottom), (0, 0, 0), -1)
+    place = (5, bottom - below - 2)
+    cv2.putText(tile, text, place, font, size, (255, 255, 255), 1, cv2.LINE_AA)
