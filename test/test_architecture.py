@@ -38,7 +38,7 @@ STREAMS = (
 )
 MODEL_LIBRARIES = ("numpy", "torch", "safetensors", "tokenizers", "einops", "PIL", "cv2")
 MODEL_LIBRARIES += ("simplejpeg",)
-COMMAND_LINES = ("cli", "cli_record")
+COMMAND_LINES = ("cli", "cli_record", "cli_replay")
 """The only modules outside ros/ that may start something of it, inside functions."""
 DATA_LIBRARIES = ("yaml", "rosbags", "zstandard", "lz4", "h5py", "pyarrow", "av", "google_crc32c")
 DATA_LIBRARIES += ("matplotlib",)
@@ -72,6 +72,11 @@ LAYERS = (
     Layer(
         ("token_view",),
         (*VALUES, *STREAMS, "overlay_caption", "model.*", "policy", "sim.*"),
+        ("numpy", "cv2"),
+    ),
+    Layer(
+        ("replay_in_sim",),
+        (*VALUES, "data.*", "sim.*"),
         ("numpy", "cv2"),
     ),
     Layer(("check",), ("config.system",), ("rich",)),

@@ -135,6 +135,13 @@ class GripperCalibration:
         span = self.position_open_m - self.position_closed_m
         return (self.finger_m(servo_rad) - self.position_closed_m) / span
 
+    def observed_finger_m(self, opening: float) -> float:
+        """Finger position behind the gripper entry of an observation."""
+        if self.observed_scale == "servo":
+            return self.finger_m(self.action_to_servo_rad(opening))
+        span = self.position_open_m - self.position_closed_m
+        return self.position_closed_m + opening * span
+
     def action_to_servo_rad(self, opening: float) -> float:
         """Servo angle commanded by the gripper entry of an action."""
         return self.joint_closed_rad + opening * (self.joint_open_rad - self.joint_closed_rad)

@@ -29,6 +29,8 @@ _OPEN_CLOSED_MIDDLE = 0.5
 """Gripper opening half way between closed (0) and open (1)."""
 _DT_TOLERANCE = 0.01
 """Relative difference of two periods that are still the same rate, e.g. a rounded 1/30 s."""
+_AGREE = 1e-9
+"""Openings that are the same: successive chunks of a plan that does not change leave no trace."""
 _GAPS = 100
 """Pauses that are remembered; far more than fit into the age of the oldest chunk."""
 
@@ -274,7 +276,8 @@ class ActionChunkQueue:
             self._fade = Fade(
                 start_ns=start_ns, length_ns=length_ns, offset=offset, velocity=velocity
             )
-        self._gripper_undecided_until_ns = start_ns + length_ns
+        if np.abs(offset[_GRIPPERS]).max() > _AGREE:
+            self._gripper_undecided_until_ns = start_ns + length_ns
 
     # Standing still: time in which nothing was executed.
 

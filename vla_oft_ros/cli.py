@@ -130,6 +130,10 @@ def build_parser() -> argparse.ArgumentParser:
 
     add_data_commands(partial(_add, commands))
 
+    from vla_oft_ros.cli_replay import add_replay_command
+
+    add_replay_command(partial(_add, commands))
+
     from vla_oft_ros.cli_review import add_review_command
 
     add_review_command(partial(_add, commands))

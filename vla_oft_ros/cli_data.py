@@ -64,11 +64,11 @@ def add_data_commands(
     recover.set_defaults(run=_run_recover)
 
     inspect = add("inspect", "show what is in recorded episodes", _INSPECT)
-    _add_reading(inspect)
+    add_reading_options(inspect)
     inspect.set_defaults(run=_run_inspect)
 
     doctor = add("doctor", "find out whether demonstrations are good", _DOCTOR)
-    _add_reading(doctor)
+    add_reading_options(doctor)
     doctor.add_argument(
         "--output",
         type=Path,
@@ -79,7 +79,7 @@ def add_data_commands(
     doctor.set_defaults(run=_run_doctor)
 
     convert = add("convert", "make a training set of recorded episodes", _CONVERT)
-    _add_reading(convert)
+    add_reading_options(convert)
     convert.add_argument(
         "--to", required=True, choices=["hdf5", "rlds", "lerobot"], help="format to write"
     )
@@ -112,7 +112,7 @@ def add_data_commands(
     convert.set_defaults(run=_run_convert)
 
     stats = add("stats", "write dataset_statistics.json", _STATS)
-    _add_reading(stats)
+    add_reading_options(stats)
     stats.add_argument("--name", default="aloha", help="name of the data set (default: aloha)")
     stats.add_argument(
         "--output",
@@ -129,10 +129,12 @@ def add_data_commands(
     stats.set_defaults(run=_run_stats)
 
 
-def _add_reading(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "paths", type=Path, nargs="+", help="bags, HDF5 files, LeRobot sets, or folders of them"
-    )
+def add_reading_options(
+    parser: argparse.ArgumentParser,
+    paths: str = "bags, HDF5 files, LeRobot sets, or folders of them",
+) -> None:
+    """Adds what says which episodes are read and how; `paths` says what may be named."""
+    parser.add_argument("paths", type=Path, nargs="+", help=paths)
     parser.add_argument("--profile", default="", help="robot profile (default: what is recorded)")
     parser.add_argument("--profiles", default="", help="profile file (default: the shipped one)")
     parser.add_argument("--instruction", default="", help="what was asked for, where unrecorded")
@@ -187,7 +189,8 @@ def _workers(arguments: argparse.Namespace) -> int:
     return int(arguments.workers) or os.cpu_count() or 1
 
 
-def _read_options(arguments: argparse.Namespace) -> ReadOptions:
+def read_options(arguments: argparse.Namespace) -> ReadOptions:
+    """What `add_reading_options` has read."""
     from vla_oft_ros.aloha import CAMERAS
     from vla_oft_ros.data.bag_streams import CONTROL_RATE_HZ, BagOptions
     from vla_oft_ros.data.hdf5 import Hdf5Options
@@ -244,7 +247,7 @@ def _run_recover(arguments: argparse.Namespace, console: Console) -> int:
 def _run_inspect(arguments: argparse.Namespace, console: Console) -> int:
     from vla_oft_ros.data.sources import read_source
 
-    sources, options = _sources(arguments), _read_options(arguments)
+    sources, options = _sources(arguments), read_options(arguments)
     told = ("steps", "Hz", "cameras", "instruction", "profile", "outcome")
     table = Table(Column("episode", overflow="fold"), *told)
     problems, notes, steps = [], [], 0
@@ -276,7 +279,7 @@ def _run_doctor(arguments: argparse.Namespace, console: Console) -> int:
     from vla_oft_ros.data.doctor import check_set, examine
     from vla_oft_ros.data.doctor_report import write_report
 
-    sources, options = _sources(arguments), _read_options(arguments)
+    sources, options = _sources(arguments), read_options(arguments)
     with _progress(console) as progress:
         task = progress.add_task("examining", total=len(sources))
         results = examine(
@@ -310,7 +313,7 @@ def _run_convert(arguments: argparse.Namespace, console: Console) -> int:
     options = ConvertOptions(
         to=arguments.to,
         name=arguments.name,
-        read=_read_options(arguments),
+        read=read_options(arguments),
         on_bad=arguments.on_bad,
         keep_failures=arguments.keep_failures,
         compress=arguments.compress,
@@ -351,7 +354,7 @@ def _run_stats(arguments: argparse.Namespace, console: Console) -> int:
     from vla_oft_ros.data.sources import read_source
     from vla_oft_ros.data.statistics import StatisticsCollector, write_statistics
 
-    sources, options = _sources(arguments), _read_options(arguments)
+    sources, options = _sources(arguments), read_options(arguments)
     collector = StatisticsCollector(min_range=arguments.min_range)
     with _progress(console) as progress:
         for source in progress.track(sources, description="reading"):

@@ -126,4 +126,59 @@ def _replay_in_sim(episode: Episode, arguments: argparse.Namespace, console: Con
 
 
 def _replay_on_robot(episode: Episode, arguments: argparse.Namespace, console: Console) -> int:
-    raise NotImplementedError
+    from vla_oft_ros.ros.replay_robot import ReplayPlan, ReplayStopped, replay_on_robot
+
+    if not arguments.yes and not sys.stdin.isatty():
+        raise ValueError(
+            "replay --robot: expected a terminal in which you can say yes; give --yes if nobody "
+            "shall be asked"
+        )
+    progress = _progress(console)
+    bar = progress.add_task("replaying", total=1.0)
+
+    def confirm(plan: ReplayPlan) -> bool:
+        console.print(
+            f"{escape(episode.source)}: {plan.duration_s:.1f} s on {escape(plan.profile)}, of "
+            f"them {plan.ease_in_s:.1f} s to where it begins, up to {plan.way_rad:.2f} rad away; "
+            f"the fastest joint moves at {plan.fastest_rad_s:.2f} rad/s. [bold]The robot will "
+            "move.[/] Ctrl-C stops it.",
+            soft_wrap=True,
+        )
+        if arguments.yes or is_confirmed(plan.profile, console):
+            progress.start()
+            return True
+        return False
+
+    try:
+        outcome = replay_on_robot(
+            episode,
+            controller=arguments.controller,
+            speed=arguments.speed,
+            confirm=confirm,
+            on_progress=lambda share: progress.update(bar, completed=share),
+        )
+    except ReplayStopped as error:
+        progress.stop()
+        console.print(f"[bold red]stopped, the robot holds:[/] {escape(str(error))}")
+        return 1
+    except KeyboardInterrupt:
+        progress.stop()
+        console.print("stopped, the robot holds")
+        raise
+    finally:
+        progress.stop()
+    if outcome is None:
+        console.print("nothing was sent")
+        return 1
+    changed = ", ".join(f"{count} {kind}" for kind, count in outcome.interventions.items())
+    console.print(
+        f"{outcome.targets} targets, at most {outcome.farthest_rad:.4f} rad from what was "
+        f"recorded; changes by the safety gate: {escape(changed or 'none')}",
+        soft_wrap=True,
+    )
+    return 0
+
+
+def is_confirmed(profile: str, console: Console) -> bool:
+    """Asks the person to type the robot's profile; anything else is no."""
+    return console.input(f"Type {escape(profile)} to begin: ").strip() == profile

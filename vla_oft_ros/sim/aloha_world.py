@@ -337,6 +337,15 @@ class AlohaWorld:
         self._data.qpos[self._qpos[ARMS.index(arm), : len(ARM_JOINTS)]] = angles
         self._refresh()
 
+    def place_robot(self, qpos: np.ndarray) -> None:
+        """Puts both arms and grippers into an observed joint state at once, (14,) as a policy sees
+        it; their targets stay as they are.
+        """
+        for place, joints in zip(self._qpos, qpos.reshape(len(ARMS), ARM_DIM), strict=True):
+            finger_m = self._calibration.observed_finger_m(float(joints[-1]))
+            self._data.qpos[place] = [*joints[:-1], finger_m, -finger_m]
+        self._refresh()
+
     def contacts(self) -> Contacts:
         """Which named geometries touch at this instant."""
         geom = self._model.geom
