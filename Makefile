@@ -2,9 +2,10 @@
 PYTHON ?= python3
 SECONDS ?= 30
 EPISODES ?= 10
+CHECKPOINT ?= random
 RUN := $(PYTHON) tools/ros_env.py
 
-.PHONY: help setup demo record-demo test bench docs lint format clean
+.PHONY: help setup demo record-demo test bench docs pictures lint format clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 13
@@ -26,6 +27,9 @@ bench: setup ## what is fast and what is not, on this machine
 
 docs: setup ## docs/reference/, written from the code
 	$(RUN) python tools/make_docs.py
+
+pictures: setup ## docs/pictures/, taken from a live simulated run; CHECKPOINT=random
+	$(RUN) python tools/make_pictures.py --checkpoint $(CHECKPOINT)
 
 lint: setup ## ruff and mypy
 	$(RUN) ruff check .

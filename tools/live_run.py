@@ -10,6 +10,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -34,8 +35,8 @@ TILE_EVERY = 5
 """Of so many camera frames one is kept for the contact sheet: 5 a second."""
 _DENSE_ANSWERS = 3
 """First answers of the policy that are not shown: pruning begins with the second."""
-_START_TIMEOUT_S = 180.0
-_SLOWEST = 0.05
+_START_TIMEOUT_S = 600.0
+_SLOWEST = 0.02
 _FRAMES = QoSProfile(depth=12, reliability=ReliabilityPolicy.BEST_EFFORT)
 
 Moment = Mapping[str, np.ndarray]
@@ -106,21 +107,16 @@ class _Photographer:
         sim = load_node_config(SimConfig, config_dir() / "sim.yaml", "sim_node")
         profile = load_profile(sim.profile)
         for camera in CAMERAS:
-            monitor.create_subscription(
-                Image, f"viewer/overlay/{camera}", lambda m, c=camera: self._on_overlay(c, m), 10
-            )
-            topic = profile.camera_topic(camera)
-            monitor.create_subscription(
-                Image, topic, lambda m, c=camera: self._on_frame(c, m), _FRAMES
-            )
+            overlay, topic = f"viewer/overlay/{camera}", profile.camera_topic(camera)
+            monitor.create_subscription(Image, overlay, partial(self._on_overlay, camera), 10)
+            monitor.create_subscription(Image, topic, partial(self._on_frame, camera), _FRAMES)
         for cube in task.cubes:
-            monitor.create_subscription(
-                PoseStamped,
-                f"{sim.object_topic}/{cube.name}",
-                lambda m, name=cube.name: self._cubes.update({name: pose_from_msg(m)}),
-                10,
-            )
+            topic = f"{sim.object_topic}/{cube.name}"
+            monitor.create_subscription(PoseStamped, topic, partial(self._on_cube, cube.name), 10)
         monitor.create_subscription(MarkerArray, "viewer/markers", self._on_markers, 10)
+
+    def _on_cube(self, name: str, message: PoseStamped) -> None:
+        self._cubes[name] = pose_from_msg(message)
 
     def _on_overlay(self, camera: str, message: Image) -> None:
         found = self._overlays[stamp_from_msg(message.header.stamp)]
@@ -136,12 +132,12 @@ class _Photographer:
             return
         overlays, self._fresh = self._fresh, None
         by_name = {(marker.ns, marker.id): marker for marker in message.markers}
-        lines = {arm: by_name.get((f"plan/{arm}", 0)) for arm in ARMS}
-        if self._answers <= _DENSE_ANSWERS or None in lines.values():
+        lines = {arm: (f"plan/{arm}", 0) for arm in ARMS}
+        if self._answers <= _DENSE_ANSWERS or not by_name.keys() >= set(lines.values()):
             return
         paths = {
-            arm: np.array([[point.x, point.y, point.z] for point in line.points])
-            for arm, line in lines.items()
+            arm: np.array([[point.x, point.y, point.z] for point in by_name[name].points])
+            for arm, name in lines.items()
         }
         status = by_name[("status", 0)].text
         scene = Scene(overlays, paths, status, qpos, dict(self._cubes))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -167,8 +168,12 @@ def tell(*arguments: str, worst: int = 0) -> str:
     console.print(f"[bold]$ vla_oft {' '.join(arguments)}[/]", soft_wrap=True)
     if parsed.run(parsed, console) > worst:
         raise RuntimeError(console.export_text())
-    console.print()  # rich clips the last line away
-    return console.export_svg(theme=_PAPER, code_format=_SVG, unique_id="vla_oft")
+    drawn = console.export_svg(theme=_PAPER, code_format=_SVG, unique_id="vla_oft")
+    # rich clips its last line by a path that it does not define.
+    paths = set(re.findall(r'clipPath id="([^"]+)"', drawn))
+    return re.sub(
+        r' clip-path="url\(#([^)]+)\)"', lambda found: found[0] if found[1] in paths else "", drawn
+    )
 
 
 def scripted_moments(recordings: Path) -> list[Moment]:
@@ -190,7 +195,9 @@ def spoil(recordings: Path, copy: Path) -> None:
     write_hdf5(replace(episode, images=images), copy, compress=True)
 
 
-def take(checkpoint: str, folder: Path, *, seconds: float, seed: int) -> dict[str, bytes]:
+def take(
+    checkpoint: str, folder: Path, *, seconds: float, seed: int, recordings: Path | None = None
+) -> dict[str, bytes]:
     """Takes all pictures.
 
     Args:
@@ -198,6 +205,7 @@ def take(checkpoint: str, folder: Path, *, seconds: float, seed: int) -> dict[st
         folder: For logs, recordings and a random policy.
         seconds: Simulated time of the live run.
         seed: Of the objects' poses.
+        recordings: Folder of two bags of the scripted operator; None records them.
 
     Returns:
         File name → content.
@@ -207,14 +215,16 @@ def take(checkpoint: str, folder: Path, *, seconds: float, seed: int) -> dict[st
     console = Console(highlight=False)
     console.print(f"Watching the policy for up to {seconds:g} s of simulated time")
     run = watch(directory, folder, seconds=seconds, seed=seed, worth=view.worth)
-    console.print(f"{run.summary}; recording two takes of the scripted operator")
     os.chdir(folder)  # so that the commands show short paths
-    tell("record-demo", "--episodes", "2", "--seed", str(seed), "--output", "recorded")
-    first, second = (folder / "recorded" / f"episode_00000{number}" for number in range(2))
+    if recordings is None:
+        console.print(f"{run.summary}; recording two takes of the scripted operator")
+        tell("record-demo", "--episodes", "2", "--seed", str(seed), "--output", "recorded")
+        recordings = folder / "recorded"
     takes = folder / "takes"
     takes.mkdir()
-    spoil(second, takes / "frozen.hdf5")
-    first = first.rename(takes / first.name)
+    spoil(recordings / "episode_000001", takes / "frozen.hdf5")
+    first = takes / "episode_000000"
+    first.symlink_to(recordings / first.name)
     doctor = tell("doctor", "takes", "--output", "report", "--workers", "1", worst=1)
     plan = view.picture(run.scene)
     view.close()
@@ -273,13 +283,22 @@ def main() -> None:
     )
     parser.add_argument("--seconds", type=float, default=30.0, help="simulated time to watch")
     parser.add_argument("--seed", type=int, default=0, help="of cube pose and random policy")
+    parser.add_argument(
+        "--recordings",
+        type=Path,
+        help="two takes of `vla_oft record-demo` to examine (default: recorded for it)",
+    )
     parser.add_argument("--output", type=Path, default=PICTURES, help="folder to write")
     arguments = parser.parse_args()
     output = arguments.output.resolve()
     with tempfile.TemporaryDirectory(prefix="pictures_") as folder:
         here = Path.cwd()
         pictures: Mapping[str, bytes] = take(
-            arguments.checkpoint, Path(folder), seconds=arguments.seconds, seed=arguments.seed
+            arguments.checkpoint,
+            Path(folder),
+            seconds=arguments.seconds,
+            seed=arguments.seed,
+            recordings=arguments.recordings and arguments.recordings.resolve(),
         )
         os.chdir(here)
     output.mkdir(parents=True, exist_ok=True)
