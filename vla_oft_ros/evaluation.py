@@ -14,7 +14,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -169,7 +169,7 @@ class Station:
 
 def evaluate(
     conditions: Sequence[Condition], seeds: Sequence[int], path: Path, *, workers: int = 1
-) -> Iterator[tuple[Condition, Episode]]:
+) -> Generator[tuple[Condition, Episode], None, None]:
     """Runs every condition on every seed, but for episodes that are in the file already.
 
     Seed by seed, and for each seed all conditions: what slows the machine down for a while slows
