@@ -186,8 +186,8 @@ def record(options: RecordOptions, console: Console) -> int:
     """
     if not sys.stdin.isatty():
         raise ConfigError(
-            "record: expected a terminal to read keys from; scripts call the services of "
-            "recorder_node instead"
+            "record: expected a terminal to read keys from; standard input is none. Scripts call "
+            "the services of recorder_node instead"
         )
     config_dir = (options.config_dir or shipped_config_dir()).resolve()
     log_dir = Path(os.environ.get("ROS_LOG_DIR") or "~/.ros/log").expanduser()
