@@ -58,6 +58,8 @@ TRAIN = [*MODEL, *DATA, "accelerate>=1.0", "peft>=0.15", "transformers>=4.57,<6"
 # The baseline that latency is compared with.
 BENCH = [*MODEL, "transformers>=4.57,<6"]
 TENSORBOARD = ["tensorboard>=2.15"]
+# Keys for DDS security.
+SECURITY = ["cryptography>=41"]
 
 # ROS 2 Jazzy as wheels. The bounds matter: without them pip takes the newest ROS 2 distribution.
 ROS_RUN = [
@@ -120,6 +122,7 @@ setup(
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (f"share/{NAME}", ["package.xml"]),
         (f"share/{NAME}/config", files_in("config")),
+        (f"share/{NAME}/config/security", files_in("config/security")),
         (f"share/{NAME}/config/system", files_in("config/system")),
         (f"share/{NAME}/launch", files_in("launch")),
     ],
@@ -136,6 +139,7 @@ setup(
         "train": TRAIN,
         "bench": BENCH,
         "tensorboard": TENSORBOARD,
+        "security": SECURITY,
         "ros": ROS_RUN + ROS_BUILD,
         "dev": DEV,
     },

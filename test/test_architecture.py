@@ -80,6 +80,8 @@ LAYERS = (
         ("numpy", "cv2"),
     ),
     Layer(("check",), ("config.system",), ("rich",)),
+    Layer(("security", "security.*"), ("config", "security", "security.*"), ("cryptography",)),
+    Layer(("cli_security",), ("security.*",), ("rich",)),
     Layer(("cli_bench",), (), ("rich",)),
     Layer(COMMAND_LINES, ("*",), ("rich",)),
     Layer(("cli_data", "cli_review"), (*VALUES, "data.*"), ("rich",)),

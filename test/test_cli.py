@@ -12,7 +12,7 @@ from vla_oft_ros.aloha import CAMERAS
 from vla_oft_ros.check import Finding
 
 COMMANDS = ("demo", "make-checkpoint", "view", "check", "make-demos", "train", "eval")
-COMMANDS += ("record", "record-demo", "replay")
+COMMANDS += ("record", "record-demo", "replay", "make-keystore")
 COMMANDS += ("recover", "inspect", "doctor", "convert", "stats", "bench", "review")
 
 

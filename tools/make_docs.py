@@ -264,13 +264,17 @@ def pages() -> dict[str, str]:
 
 
 def main() -> int:
-    """Writes all pages; the one of topics needs ROS, the messages and MuJoCo."""
+    """Writes all pages, and the policies of config/security, which are made of the same graph;
+    topics and policies need ROS, the messages and MuJoCo.
+    """
     from reference_graph import all_ends, topics_page
+    from security_policies import policies
 
-    REFERENCE.mkdir(parents=True, exist_ok=True)
     console = Console(highlight=False)
-    for name, text in {**pages(), "topics.md": topics_page(all_ends())}.items():
-        path = REFERENCE / name
+    written = {**pages(), "topics.md": topics_page(all_ends())}
+    files = {REFERENCE / name: text for name, text in written.items()}
+    for path, text in {**files, **dict(policies())}.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
         changed = not path.is_file() or path.read_text(encoding="utf-8") != text
         path.write_text(text, encoding="utf-8")
         console.print(f"{path.relative_to(ROOT)}: {'written' if changed else 'as it was'}")

@@ -187,7 +187,7 @@ def running_nodes(overrides: Mapping[str, Mapping[str, object]]) -> Iterator[lis
         rclpy.shutdown()
 
 
-def interbotix_ends() -> list[End]:
+def interbotix_ends(profile: str = "interbotix_main") -> list[End]:
     """What the controller says to xs_sdk; its messages need not be installed for this page."""
     from vla_oft_ros.ros import interbotix
 
@@ -214,7 +214,7 @@ def interbotix_ends() -> list[End]:
     module: Any = interbotix
     real, module.import_messages = module.import_messages, lambda _: Messages()
     try:
-        module.InterbotixRobot(node, load_profile("interbotix_main"), lambda: True, "services")
+        module.InterbotixRobot(node, load_profile(profile), lambda: True, "services")
     finally:
         module.import_messages = real
     return ends

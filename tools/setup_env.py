@@ -25,7 +25,7 @@ from typing import NoReturn
 from ros_env import GL_CHOICE, ROOT, VENV, environment
 
 PYTHONS = ((3, 10), (3, 13))
-EXTRAS = "model,data,sim,train,ros,dev"
+EXTRAS = "model,data,sim,train,ros,security,dev"
 STAMPS = VENV / "vla_oft_stamps.json"
 INSTALLING = VENV / "vla_oft_installing"
 """Is there while pip works; found later, it means that pip was interrupted halfway."""

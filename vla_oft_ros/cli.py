@@ -146,6 +146,10 @@ def build_parser() -> argparse.ArgumentParser:
 
     add_evaluation_command(partial(_add, commands))
 
+    from vla_oft_ros.cli_security import add_security_command
+
+    add_security_command(partial(_add, commands))
+
     from vla_oft_ros.cli_bench import add_bench_command
 
     add_bench_command(partial(_add, commands))
