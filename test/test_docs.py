@@ -92,6 +92,17 @@ def test_every_page_is_linked_from_the_readme_or_from_a_page_that_is() -> None:
     assert not lost, f"no link leads to {sorted(map(str, lost))}"
 
 
+def test_the_architecture_names_files_that_exist_and_every_node() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    places = (ROOT / "vla_oft_ros", ROOT)
+    named = set(re.findall(r"`([\w/.]+\.(?:py|yaml|xml))`", page))
+    assert len(named) > 30
+    lost = {name for name in named if not any((place / name).is_file() for place in places)}
+    assert not lost, f"docs/architecture.md names {sorted(lost)}"
+    for node in (ROOT / "vla_oft_ros" / "ros").glob("*_node.py"):
+        assert f"| `{node.stem}`" in page or f", `{node.stem}`" in page, node.stem
+
+
 @pytest.mark.parametrize(("page", "code"), python_blocks(), ids=lambda value: value[:12])
 def test_python_on_a_page_does_what_it_says(
     page: str, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
