@@ -1,6 +1,7 @@
 """How long a camera image takes to become a joint target, span by span, over the running nodes.
 
-    python benchmark/end_to_end.py [--seconds 30] [--checkpoint DIR] [--device auto] [--json FILE]
+    python benchmark/end_to_end.py [--seconds 30] [--chunks N] [--checkpoint DIR] [--device auto]
+                                   [--json FILE]
     python benchmark/end_to_end.py --attach --seconds 60
 
 Starts simulation, policy and controller as processes, on loopback, with a small random policy if
@@ -116,14 +117,32 @@ class Ear:
         first, last = min(self._sent_ns), max(self._sent_ns)
         return (last - first) / (self._sent_ns[last] - self._sent_ns[first])
 
-    def journeys(self) -> list[dict[str, int]]:
-        """All complete ones but the first few, in order."""
-        found = [journey(self._chunks[stamp], self._to_system) for stamp in sorted(self._chunks)]
-        return [one for one in found[WARM_UP:] if one is not None]
+    def journeys(self) -> dict[int, dict[str, int]]:
+        """Stamp of the chunk → its journey: all complete ones but the first few, in order."""
+        found = {
+            stamp: journey(self._chunks[stamp], self._to_system)
+            for stamp in sorted(self._chunks)[WARM_UP:]
+        }
+        return {stamp: one for stamp, one in found.items() if one is not None}
+
+    def published(self) -> list[int]:
+        """Stamps of the chunks that led to targets, from the first to the last journey."""
+        stamps = list(self.journeys())
+        return [
+            stamp
+            for stamp in sorted(self._chunks)
+            if stamps and stamps[0] <= stamp <= stamps[-1] and PUBLISHED in self._chunks[stamp]
+        ]
 
 
-def listen(ear: Ear, seconds: float, nodes: NodeProcesses) -> None:
-    """Waits for the warm-up, then for some seconds of chunks.
+def listen(ear: Ear, nodes: NodeProcesses, *, seconds: float, chunks: int) -> None:
+    """Waits for the warm-up, then for some seconds of chunks or some chunks.
+
+    Args:
+        ear: Listens.
+        nodes: What was started.
+        seconds: Of real time, at most.
+        chunks: Complete journeys after which it is enough; 0 waits for the time.
 
     Raises:
         SystemExit: if no chunk comes, or a process ends.
@@ -135,6 +154,8 @@ def listen(ear: Ear, seconds: float, nodes: NodeProcesses) -> None:
         executor.spin_once(timeout_sec=0.1)
         for name, code in nodes.ended().items():
             raise SystemExit(f"{name} ended with {code}; it said\n{nodes.log_tail(name)}")
+        if chunks and len(ear.journeys()) >= chunks:
+            break
         if end_s is None and ear.heard > WARM_UP:
             end_s = time.monotonic() + seconds
         if end_s is None and time.monotonic() > limit_s:
@@ -183,6 +204,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seconds", type=float, default=30.0, help="real time to listen")
+    parser.add_argument("--chunks", type=int, default=0, help="enough of them (default: any)")
     parser.add_argument("--attach", action="store_true", help="start nothing; listen only")
     parser.add_argument("--checkpoint", type=Path, help="policy (default: small, random)")
     parser.add_argument("--instruction", default=SMALL_INSTRUCTION)
@@ -201,7 +223,7 @@ def main() -> None:
             with NodeProcesses(config_dir(), log_dir, os.environ) as nodes:
                 if not arguments.attach:
                     start(nodes, arguments, log_dir)
-                listen(ear, arguments.seconds, nodes)
+                listen(ear, nodes, seconds=arguments.seconds, chunks=arguments.chunks)
         finally:
             ear.node.destroy_node()
             rclpy.try_shutdown()
@@ -210,7 +232,7 @@ def main() -> None:
 
 def report(ear: Ear, arguments: argparse.Namespace) -> None:
     """Prints the table and writes the file."""
-    journeys = ear.journeys()
+    journeys = list(ear.journeys().values())
     if not journeys:
         sys.exit(f"of {ear.heard} chunks none was traced by both nodes to its first target")
     rows = summary(journeys)
@@ -232,6 +254,8 @@ def report(ear: Ear, arguments: argparse.Namespace) -> None:
     if arguments.json:
         record = {
             "chunks": len(journeys),
+            "published": len(ear.published()),
+            "journeys_ns": journeys,
             "real_time_factor": factor,
             "cpu": cpu_name(),
             "cores": os.cpu_count(),

@@ -8,6 +8,7 @@ checkpoint; latency does not depend on what was learnt), shared by all rows. Row
 interleaved rounds in random order; one row runs twice under two names (A/A) and shows the noise;
 ratios are medians over rounds with their range. The floor is the operations that an inference
 cannot do without over the rate of a large product in this very run, plus reading the action head.
+Rows that are given prepared images and rows that start from camera frames have a baseline each.
 Ablation rows switch one saving off each and come last: they are what is left out when --seconds
 are over. Without a GPU, or with --tiny, a small network runs on the CPU, and rows that need a GPU
 are named.
@@ -24,28 +25,33 @@ import torch
 from latency.ceilings import measure_ceilings, products_of_a_layer
 from latency.oft_rows import Oft, Setting
 from latency.random_oft import FULL, scaled_down, weight_count
-from latency.report import Bar, Report, at_least, at_most, same
+from latency.report import Bar, Report, at_least, at_most, same, write
 from latency.rounds import Row, free_memory, run
 from rich.console import Console
 
 from vla_oft_ros.config import PruningConfig
-from vla_oft_ros.model.pruning_plan import PruningPlan
 from vla_oft_ros.model.savings import Savings
 from vla_oft_ros.types import MotionMode
 
 TINY = scaled_down(width=64, layers=4, heads=4, tower_width=32, tower_depth=3, grid=4)
-BASE, AGAIN, COMPILED = "Hugging Face", "ours, dense, again (A/A)", "Hugging Face, torch.compile"
-DENSE, EAGER = "ours, dense", "ours, dense, eager"
+BASE, COMPILED = "Hugging Face", "Hugging Face, torch.compile"
+BASE_FRAMES = "Hugging Face, from frames"
+DENSE, AGAIN, EAGER = "ours, dense", "ours, dense, again (A/A)", "ours, dense, eager"
 UNFUSED = "ours, dense, without fuse_pointwise"
 PRUNED, PLATEAU = "ours, pruned", "ours, pruned to plateaus"
 FP8 = "ours, fp8"
 COARSE, FINE = MotionMode.COARSE, MotionMode.FINE
 PAPER_COUNTS = PruningConfig(method="specprune")
 PLATEAU_TOKENS = 128
-"""Products of this many more rows cost a GPU nothing until the next multiple (its tiles)."""
+"""Products of this many more rows should cost a GPU nothing until the next multiple, its tiles:
+a prediction, which `plateaus.py` tests.
+"""
+PLATEAU_COUNTS = replace(PAPER_COUNTS, length_multiple=PLATEAU_TOKENS)
 SAME_COUNTS = replace(PAPER_COUNTS, method="random")
 NEEDS_GPU = "needs a CUDA GPU"
 ABLATION_OF_PRUNING = ("flash_scores",)
+ABLATION_FROM_FRAMES = ("device_preprocessing",)
+ABLATION_ON_GPU = ("parallel_towers", "fuse_pointwise", "device_preprocessing")
 SWEEP = range(384, 1169, 8)
 """Tokens at which the products of a layer are timed: where the plateaus are."""
 STAGE_CALLS = 20
@@ -59,74 +65,63 @@ def build_rows(oft: Oft, *, gpu: bool) -> list[Row]:
         gpu: Whether there is one; else the rows that need it say so.
     """
     kind, needs = ("cuda_graph", "") if gpu else ("eager", NEEDS_GPU)
-    dense = Setting(kind=kind)
+    dense, bases = Setting(kind=kind), (BASE, COMPILED)
+    coarse, fine = (replace(dense, pruning=PAPER_COUNTS, mode=mode) for mode in (COARSE, FINE))
+    coarse_plateau, fine_plateau = (replace(s, pruning=PLATEAU_COUNTS) for s in (coarse, fine))
 
-    def pruned(config: PruningConfig, mode: MotionMode, fp8: bool = False) -> Setting:
-        return replace(dense, pruning=config, mode=mode, fp8=fp8)
+    def ours(name: str, setting: Setting, why_not: str = "") -> Row:
+        return oft.ours(name, setting, bases=bases, why_not=why_not)
+
+    def from_frames(name: str, setting: Setting, why_not: str = "") -> Row:
+        setting = replace(setting, images=True)
+        return oft.ours(name, setting, bases=(BASE_FRAMES,), why_not=why_not)
 
     rows = [
-        oft.ours(DENSE, dense),
-        oft.ours(AGAIN, dense),
-        oft.baseline(BASE),
-        oft.baseline(f"{BASE}, 4-D mask", attention="mask"),
-        oft.baseline(f"{BASE}, images prepared too", images=True),
-        oft.ours(EAGER, replace(dense, kind="eager")),
+        ours(DENSE, dense),
+        ours(AGAIN, dense),
+        oft.baseline(BASE, bases=bases),
+        oft.baseline(f"{BASE}, 4-D mask", bases=bases, attention="mask"),
+        ours(EAGER, replace(dense, kind="eager")),
+        ours(f"{PRUNED}, coarse", coarse),
+        ours(f"{PLATEAU}, coarse", coarse_plateau),
+        ours(f"{PRUNED}, fine", fine),
+        ours(f"{PLATEAU}, fine", fine_plateau),
+        ours("same counts at random, coarse", replace(coarse, pruning=SAME_COUNTS)),
+        ours(FP8, replace(dense, fp8=True), needs),
+        ours(f"{FP8}, pruned, coarse", replace(coarse, fp8=True), needs),
+        ours(f"{FP8}, pruned to plateaus, coarse", replace(coarse_plateau, fp8=True), needs),
+        oft.baseline(COMPILED, bases=bases, compiled="reduce-overhead", why_not=needs),
+        ours("ours, dense, compiled", replace(dense, kind="compiled"), needs),
+        ours(f"{PRUNED}, coarse, eager", replace(coarse, kind="eager")),
+        oft.baseline(BASE_FRAMES, bases=(BASE_FRAMES,), images=True),
+        from_frames(f"{DENSE}, from frames", dense),
+        from_frames(f"{PRUNED}, coarse, from frames", coarse),
+        from_frames(f"{PLATEAU}, coarse, from frames", coarse_plateau),
     ]
-    for mode in (COARSE, FINE):
-        rows += [
-            oft.ours(f"{PRUNED}, {mode.value}", pruned(PAPER_COUNTS, mode)),
-            oft.ours(f"{PLATEAU}, {mode.value}", pruned(plateaus(oft), mode)),
-        ]
-    rows += [
-        oft.ours(f"same counts at random, {COARSE.value}", pruned(SAME_COUNTS, COARSE)),
-        oft.ours(FP8, replace(dense, fp8=True), needs),
-        oft.ours(f"{FP8}, pruned, {COARSE.value}", pruned(PAPER_COUNTS, COARSE, True), needs),
-        oft.ours(
-            f"{FP8}, pruned to plateaus, {COARSE.value}",
-            pruned(plateaus(oft), COARSE, True),
-            needs,
-        ),
-        oft.baseline(COMPILED, compiled="reduce-overhead"),
-        oft.ours("ours, dense, compiled", replace(dense, kind="compiled"), needs),
-        oft.ours(
-            f"{PRUNED}, {COARSE.value}, eager", replace(pruned(PAPER_COUNTS, COARSE), kind="eager")
-        ),
-    ]
-    if not gpu:
-        row = next(row for row in rows if row.name == COMPILED)
-        row.why_not = NEEDS_GPU
+    return rows + ablation(oft, dense, coarse, needs)
+
+
+def ablation(oft: Oft, dense: Setting, pruned: Setting, needs: str) -> list[Row]:
+    """One row per saving, without it, compared with the row that has them all.
+
+    Args:
+        oft: Network and observation.
+        dense: With all savings.
+        pruned: The same, pruned.
+        needs: Why what needs a GPU cannot run; empty if it can.
+    """
+    rows = []
     for entry in fields(Savings):
-        savings = replace(Savings(), **{entry.name: False})
-        on_gpu_alone = entry.name in ("parallel_towers", "fuse_pointwise", "device_preprocessing")
-        setting = replace(dense, savings=savings)
-        name = f"{DENSE}, without {entry.name}"
+        name, setting = DENSE, dense
         if entry.name in ABLATION_OF_PRUNING:
-            setting = replace(setting, pruning=PAPER_COUNTS, mode=COARSE)
-            name = f"{PRUNED}, {COARSE.value}, without {entry.name}"
-        rows.append(oft.ours(name, setting, needs if on_gpu_alone else ""))
+            name, setting = f"{PRUNED}, coarse", pruned
+        if entry.name in ABLATION_FROM_FRAMES:
+            name, setting = f"{name}, from frames", replace(setting, images=True)
+        setting = replace(setting, savings=replace(Savings(), **{entry.name: False}))
+        why_not = needs if entry.name in ABLATION_ON_GPU else ""
+        title = f"{name}, without {entry.name}"
+        rows.append(oft.ours(title, setting, bases=(name,), why_not=why_not))
     return rows
-
-
-def plateaus(oft: Oft) -> PruningConfig:
-    """Budgets grown until the sequence after static pruning ends at a plateau."""
-    config = oft.config
-    plan = PruningPlan.resolve(
-        PAPER_COUNTS,
-        cameras=config.cameras,
-        patches=config.dino.patches,
-        depth=config.llm.layers,
-    )
-    others = oft.layout.length - plan.vision
-
-    def grown(budget: int) -> int:
-        tokens = -(-(others + budget) // PLATEAU_TOKENS) * PLATEAU_TOKENS
-        return min(tokens - others, plan.vision)
-
-    return replace(
-        PAPER_COUNTS,
-        budget_coarse=grown(plan.budgets[COARSE]),
-        budget_fine=grown(plan.budgets[FINE]),
-    )
 
 
 @torch.inference_mode()
@@ -172,10 +167,13 @@ def measure(arguments: argparse.Namespace, console: Console) -> Report:
     kind = "cuda_graph" if gpu else "eager"
     for name, pruning in ((DENSE, None), (f"{PRUNED}, {COARSE.value}", PAPER_COUNTS)):
         try:
-            setting = Setting(kind=kind, pruning=pruning)
+            setting = Setting(kind=kind, pruning=pruning, images=True)
             stages[name] = oft.stages(setting, STAGE_CALLS if gpu else 2)
         except Exception as error:  # the table of rows is worth more than this one
             tell(f"stages of {name}: {type(error).__name__}: {error}")
+    for row in rows:
+        row.call = None
+    free_memory()  # for the reference, as large as two networks
     reference = None
     try:
         reference = oft.reference()
@@ -188,8 +186,6 @@ def measure(arguments: argparse.Namespace, console: Console) -> Report:
         rounds=completed,
         calls=arguments.calls,
         clock="wall_s" if gpu else "cpu_s",
-        base=BASE,
-        second_base=COMPILED,
         ceilings=ceilings,
         layer_products_s=sweep,
         stages_ms=stages,
@@ -252,7 +248,7 @@ def main() -> None:
     report = measure(arguments, console)
     report.print(console)
     if arguments.json:
-        report.write(arguments.json)
+        write(arguments.json, report.record())
 
 
 if __name__ == "__main__":

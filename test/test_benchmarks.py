@@ -126,3 +126,68 @@ def test_the_gpu_benchmark_runs_small_on_a_cpu_and_names_every_row_that_cannot(
     assert {"Hugging Face", "ours, dense", "ours, pruned, coarse"} <= rows.keys() - cannot
     assert rows["ours, dense"]["relative_error"] < 1e-4
     assert rows["Hugging Face"]["relative_error"] < 1e-4
+
+
+def test_the_cpu_benchmark_compares_the_engine_with_the_baseline_on_the_same_weights(
+    tmp_path: Path,
+) -> None:
+    told = tmp_path / "told.json"
+    script = Path(__file__).parent.parent / "benchmark" / "latency_cpu.py"
+    options = ["--tiny", "--rounds", "1", "--calls", "1", "--json", str(told)]
+    command = [sys.executable, str(script), *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(told.read_text())["float32"]
+    rows = {row["name"]: row for row in report["rows"]}
+    cannot = {name for name, row in rows.items() if "not_run" in row}
+    assert cannot == {"Hugging Face, torch.compile", "engine, compiled"}
+    unpruned = [row for name, row in rows.items() if "pruned" not in name and name not in cannot]
+    assert len(unpruned) > 10
+    assert all(row["relative_error"] < 1e-5 for row in unpruned)
+    for kind in ("", ", from frames"):
+        assert f"times as fast as Hugging Face{kind}" in rows[f"engine{kind}"]
+    assert len(report["bars"]) == 3
+
+
+def test_a_plateau_is_where_more_tokens_take_no_longer() -> None:
+    import plateaus
+
+    tiles = {length: float(-(-length // 64)) for length in range(384, 769, 8)}
+    assert plateaus.steps(tiles) == [384, 448, 512, 576, 640, 704]
+    for multiple, median in ((8, None), (32, 1.0), (64, 1.0), (128, None)):
+        ratios = [ratio for _, ratio in plateaus.rounding(tiles, multiple)]
+        if multiple == 8:
+            assert ratios == [], "every length is one already"
+        elif median is None:
+            assert max(ratios) > 1.1
+        else:
+            assert set(ratios) == {median}
+    straight = {length: float(length) for length in range(384, 769, 8)}
+    assert plateaus.steps(straight) == []
+    [free, *_] = plateaus.roundings([tiles, tiles])
+    assert (free.multiple, free.median, free.worst, free.again) == (16, 1.0, 1.0, 1.0)
+    assert free.added == 8.0
+
+
+def test_the_sweep_over_lengths_runs(tmp_path: Path) -> None:
+    told = tmp_path / "told.json"
+    script = Path(__file__).parent.parent / "benchmark" / "plateaus.py"
+    options = [
+        "--from",
+        "24",
+        "--to",
+        "64",
+        "--width",
+        "64",
+        "--rounds",
+        "2",
+        "--dtype",
+        "float32",
+    ]
+    options += ["--dtype", "float32", "--device", "cpu", "--json", str(told)]
+    command = [sys.executable, str(script), *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    record = json.loads(told.read_text())
+    assert list(map(int, record["seconds"])) == [24, 32, 40, 48, 56, 64]
+    assert [row["multiple"] for row in record["roundings"]] == [16, 32, 64]

@@ -1,14 +1,16 @@
 """One network with one observation, and the ways to run it: rows for `rounds.run`.
 
-A row answers from what it is given to actions on the host. The baseline is given network input
-that lies on the device already; ours is given camera frames in host memory and answers in robot
-units. What every row last answered is kept, so that rows can be compared.
+A row is given either images that are prepared already or camera frames that it prepares itself;
+only rows of the same kind may be compared. Prepared, the baseline finds network input on the
+device, ours finds uint8 images of the network's size in host memory; both answer on the host. What
+every row last answered is kept.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -24,7 +26,7 @@ from vla_oft_ros.model.inputs import ImagePipeline, ModelInputs, sequence_ids
 from vla_oft_ros.model.pruning_plan import PruningPlan
 from vla_oft_ros.model.savings import Savings
 from vla_oft_ros.model.stage_times import StageTimes
-from vla_oft_ros.model.vla import ModelConfig
+from vla_oft_ros.model.vla import ModelConfig, OpenVLAOFT
 from vla_oft_ros.normalization import NormStats
 from vla_oft_ros.types import MotionMode
 
@@ -47,6 +49,7 @@ class Setting:
         mode: Which budgets.
         fp8: LLM products in e4m3.
         savings: Which exact savings are on.
+        images: Whether it prepares the camera frames itself.
     """
 
     kind: str
@@ -54,6 +57,7 @@ class Setting:
     mode: MotionMode = MotionMode.COARSE
     fp8: bool = False
     savings: Savings = field(default_factory=Savings)
+    images: bool = False
 
 
 class Oft:
@@ -63,17 +67,30 @@ class Oft:
         config: Sizes.
         device: Where it runs.
         dtype: Format of its weights.
+        model: Takes its weights, rounded to `dtype`; None draws some.
     """
 
-    def __init__(self, config: ModelConfig, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        device: torch.device,
+        dtype: torch.dtype,
+        model: OpenVLAOFT | None = None,
+    ) -> None:
         self.config, self.device, self.dtype = config, device, dtype
-        self.model = random_model(config, device, dtype)
+        if model is None:
+            self.model = random_model(config, device, dtype)
+        else:
+            self.model = deepcopy(model).to(dtype)
         self.pipeline = ImagePipeline(
             size_px=config.dino.image_px,
             mean=np.full((2, 3), MEAN_STD, dtype=np.float32),
             std=np.full((2, 3), MEAN_STD, dtype=np.float32),
             options=PreprocessingConfig(),
         )
+        nothing = PreprocessingConfig(resize_to_256=False, jpeg_roundtrip=False, center_crop=False)
+        self.ready_made = replace(self.pipeline, options=nothing)
+        """For images that `pipeline` prepared before."""
         reach = np.ones(config.action_dim)
         self.stats = NormStats(lower=-reach, upper=reach, mask=reach > 0)
         generator = np.random.default_rng(0)
@@ -82,6 +99,8 @@ class Oft:
         self.frames = [frame.copy() for frame in self.references]
         for frame in self.frames:
             frame[MOVED_PX] = 255 - frame[MOVED_PX]
+        self.prepared = self.pipeline.prepare(self.frames)
+        self.prepared_references = self.pipeline.prepare(self.references)
         self.proprio = generator.uniform(-1, 1, config.proprio_dim).astype(np.float32)
         self.prompt = random_prompt(PROMPT_LEN)
         self.layout = config.layout(PROMPT_LEN)
@@ -110,15 +129,24 @@ class Oft:
         return actions[0].double().cpu().numpy()
 
     def baseline(
-        self, name: str, *, attention: str = "no mask", images: bool = False, compiled: str = ""
+        self,
+        name: str,
+        *,
+        bases: tuple[str, ...],
+        attention: str = "no mask",
+        images: bool = False,
+        compiled: str = "",
+        why_not: str = "",
     ) -> Row:
         """The Hugging Face network.
 
         Args:
             name: Of the row.
+            bases: See `Row.bases`.
             attention: See `hf_baseline.ATTENTIONS`.
             images: Whether it prepares the frames itself, on the host as the official code does.
             compiled: Mode of torch.compile; empty is without.
+            why_not: Why it cannot run here.
         """
 
         def prepare() -> Callable[[], object]:
@@ -140,10 +168,26 @@ class Oft:
 
             return call
 
-        return Row(name=name, prepare=prepare)
+        return Row(name=name, prepare=prepare, bases=bases, why_not=why_not)
 
-    def ours(self, name: str, setting: Setting, why_not: str = "") -> Row:
-        """Our network; `why_not` if it cannot run here."""
+    def plain(self, name: str, *, bases: tuple[str, ...]) -> Row:
+        """Our model's own forward, which the engine is held to."""
+
+        def prepare() -> Callable[[], object]:
+            inputs = self.inputs()
+            self.lengths[name] = [self.layout.length] * self.config.llm.layers
+
+            def call() -> None:
+                self.answers[name] = self.model(inputs).actions[0].double().cpu().numpy()
+
+            return call
+
+        return Row(name=name, prepare=prepare, bases=bases)
+
+    def ours(
+        self, name: str, setting: Setting, *, bases: tuple[str, ...], why_not: str = ""
+    ) -> Row:
+        """Our network by the engine; `why_not` if it cannot run here."""
 
         def prepare() -> Callable[[], object]:
             engine = self.engine(setting)
@@ -162,7 +206,7 @@ class Oft:
             self.lengths[name] = self._lengths(kept)
             return call
 
-        return Row(name=name, prepare=prepare, why_not=why_not)
+        return Row(name=name, prepare=prepare, bases=bases, why_not=why_not)
 
     def engine(self, setting: Setting, times: StageTimes | None = None) -> Engine:
         """An engine over the one network."""
@@ -175,7 +219,7 @@ class Oft:
         )
         return make_engine(
             self.model,
-            images=self.pipeline,
+            images=self.pipeline if setting.images else self.ready_made,
             action_stats=self.stats,
             plan=plan,
             kind=setting.kind,
@@ -189,14 +233,14 @@ class Oft:
         """The observation; with what an inference before it left, where tokens are pruned."""
         first = Request(
             instruction=engine.instruction(self.prompt, WORDS),
-            images=self.frames,
+            images=self.frames if setting.images else self.prepared,
             proprio=self.proprio,
             mode=setting.mode,
         )
         if setting.pruning is None:
             return first
-        state = engine.run(first).state
-        return replace(first, references=self.references, state=state)
+        references = self.references if setting.images else self.prepared_references
+        return replace(first, references=references, state=engine.run(first).state)
 
     def stages(self, setting: Setting, calls: int) -> dict[str, float]:
         """Stage → median milliseconds over some calls, of an engine of its own."""

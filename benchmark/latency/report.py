@@ -43,8 +43,7 @@ class Report:
         rounds: Completed.
         calls: Per round.
         clock: Which of the `Times` decides.
-        base: Name of the row that the others are compared with.
-        second_base: Another one; empty for none.
+        elsewhere: Rows of another network in the same rounds, which some are compared with.
         ceilings: None where no floor is told.
         layer_products_s: Tokens → seconds of one layer's products.
         stages_ms: Row → stage → milliseconds.
@@ -57,8 +56,7 @@ class Report:
     rounds: int
     calls: int
     clock: str
-    base: str
-    second_base: str = ""
+    elsewhere: Sequence[Row] = ()
     ceilings: Ceilings | None = None
     layer_products_s: Mapping[int, float] = field(default_factory=dict)
     stages_ms: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
@@ -67,7 +65,8 @@ class Report:
 
     def row(self, name: str) -> Row | None:
         """A row that has figures; None if it has none."""
-        return next((row for row in self.rows if row.name == name and row.ran), None)
+        known = (*self.rows, *self.elsewhere)
+        return next((row for row in known if row.name == name and row.ran), None)
 
     def times_as_fast(self, fast: str, slow: str) -> Ratio | None:
         """How many times as fast one row is as another; None without both."""
@@ -116,21 +115,24 @@ class Report:
             "relative_error": self.error(row.name),
             "over_floor": self.over_floor(row.name),
         }
-        for base in filter(None, (self.base, self.second_base)):
+        for base in row.bases:
             found[f"times as fast as {base}"] = _plain(self.times_as_fast(row.name, base))
         return found
 
-    def print(self, console: Console) -> None:
-        """All tables."""
-        told = machine(self.oft.device)
-        console.print(", ".join(f"{name} {value}" for name, value in told.items()), markup=False)
+    def print(self, console: Console, *, host: bool = True) -> None:
+        """All tables, `host` first."""
+        if host:
+            told = (f"{name} {value}" for name, value in machine(self.oft.device).items())
+            console.print(", ".join(told), markup=False)
         console.print(
             f"{self.rounds} rounds of {self.calls} calls, {CLOCKS[self.clock]}; "
-            f"{self.oft.layout.length} tokens; {self._dtype}"
+            f"{self.oft.layout.length} tokens; {self._dtype}; x ROW: times as fast as that row, "
+            "median and range of the rounds"
         )
         if self.ceilings is not None:
             self._print_ceilings(console, self.ceilings)
-        console.print(self._table())
+        for bases in dict.fromkeys(row.bases for row in self.rows):
+            console.print(self._table(bases))
         for name, stages in self.stages_ms.items():
             parts = ", ".join(f"{stage} {value:.2f}" for stage, value in stages.items())
             console.print(f"stages of {name}, ms: {parts}", markup=False)
@@ -138,9 +140,9 @@ class Report:
             verdict = {True: "shown", False: "NOT SHOWN", None: "not measured"}[bar.holds]
             console.print(f"{verdict}: {bar.claim}: {bar.measured}", markup=False)
 
-    def write(self, path: Path) -> None:
-        """Everything as JSON."""
-        record = {
+    def record(self) -> dict[str, object]:
+        """Everything, for JSON."""
+        return {
             "machine": machine(self.oft.device),
             "rounds": self.rounds,
             "calls": self.calls,
@@ -153,33 +155,34 @@ class Report:
             "rows": [self.figures(row) for row in self.rows],
             "bars": [asdict(bar) for bar in self.bars],
         }
-        text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False)
-        path.write_text(text + "\n", encoding="utf-8")
 
     @property
     def _dtype(self) -> str:
         return str(self.oft.dtype).removeprefix("torch.")
 
-    def _table(self) -> Table:
+    def _table(self, bases: tuple[str, ...]) -> Table:
+        """The rows that are compared with the same ones."""
         table = Table(box=None, pad_edge=False)
         table.add_column("row")
-        columns = ["p50 ms", "p99 ms", "least ms", "GPU ms", f"x {self.base}"]
-        columns += [f"x {self.second_base}"] * bool(self.second_base)
-        columns += ["floor ms", "x floor", "error"]
-        for column in columns:
+        gpu = self.oft.device.type == "cuda"
+        columns = ["p50 ms", "p99 ms", "least ms", "GPU ms" if gpu else "wall ms"]
+        columns += [f"x {base}" for base in bases]
+        columns += ["floor ms", "x floor"] if self.ceilings else []
+        for column in (*columns, "error"):
             table.add_column(column, justify="right")
-        for row in self.rows:
+        for row in (row for row in self.rows if row.bases == bases):
             if not row.ran:
                 table.add_row(row.name, f"not run: {row.why_not or 'no round was completed'}")
                 continue
             told = self.figures(row)
             cells = [_number(told[key], 2) for key in ("p50_ms", "p99_ms", "least_ms")]
-            cells.append(_number(told["device_p50_ms"], 2))
-            for base in filter(None, (self.base, self.second_base)):
+            cells.append(_number(told["device_p50_ms" if gpu else "wall_p50_ms"], 2))
+            for base in bases:
                 cells.append(str(self.times_as_fast(row.name, base) or ""))
-            floor_s = self.floor_s(row.name, "fp8" in row.name)
-            cells.append(_number(None if floor_s is None else floor_s * 1e3, 2))
-            cells.append(_number(told["over_floor"], 2))
+            if self.ceilings:
+                floor_s = self.floor_s(row.name, "fp8" in row.name)
+                cells.append(_number(None if floor_s is None else floor_s * 1e3, 2))
+                cells.append(_number(told["over_floor"], 2))
             error = told["relative_error"]
             cells.append("" if error is None else f"{error:.1e}")
             table.add_row(row.name, *cells)
@@ -200,6 +203,12 @@ class Report:
             if tokens % 64 == 0
         ]
         console.print(f"products of one LLM layer, tokens: µs: {', '.join(steps)}", markup=False)
+
+
+def write(path: Path, record: Mapping[str, object]) -> None:
+    """A record of one report or several, as JSON."""
+    text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")
 
 
 def at_least(claim: str, measured: Ratio | None, bar: float) -> Bar:

@@ -22,6 +22,9 @@ from statistics import median
 import numpy as np
 import torch
 
+BF16_FLAGS = ("avx512_bf16", "amx_bf16")
+"""What Linux calls the instructions for bfloat16."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Times:
@@ -42,6 +45,7 @@ class Row:
         name: Unique.
         prepare: Makes what is timed; called once, where it may compile or capture.
         why_not: Why the row cannot run here, or why it failed; empty if it can.
+        bases: Names of the rows that it is compared with.
         call: From `prepare`.
         rounds: Times of every call, one list per round.
     """
@@ -49,6 +53,7 @@ class Row:
     name: str
     prepare: Callable[[], Callable[[], object]]
     why_not: str = ""
+    bases: tuple[str, ...] = ()
     call: Callable[[], object] | None = None
     rounds: list[list[Times]] = field(default_factory=list)
 
@@ -222,8 +227,16 @@ def cpu_name() -> str:
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     name = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
     flags = set(text.split())
-    extras = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
+    extras = [flag for flag in ("avx2", "avx512f", *BF16_FLAGS) if flag in flags]
     return " ".join([name[1] if name else platform.processor(), *extras])
+
+
+def bf16_problem() -> str:
+    """Why products in bfloat16 make no sense on the host's CPU; empty if it has units for them."""
+    known = cpu_name()
+    if any(flag in known.split() for flag in BF16_FLAGS):
+        return ""
+    return f"needs a CPU with {' or '.join(BF16_FLAGS)}"
 
 
 def _nvidia_smi() -> str:
