@@ -261,6 +261,15 @@ def test_another_instruction_of_the_same_length_reuses_its_capture(directory: Pa
     assert capture.captures == 3
 
 
+def test_a_pass_too_many_is_not_captured_where_few_are_kept(directory: Path) -> None:
+    checkpoint = load_checkpoint(directory, device=CPU, dtype=torch.float32)
+    capture = FakeCapture()
+    fixed = episode(checkpoint, captured_engine(checkpoint, capture, keep_graphs=1))
+    expected = episode(checkpoint, engine_of(checkpoint))
+    assert capture.captures == 4, "dense, cold, coarse, fine: each when it is asked for"
+    assert all(np.array_equal(a.actions, b.actions) for a, b in zip(fixed, expected, strict=True))
+
+
 def test_a_capture_that_fails_goes_on_eagerly_and_says_why(directory: Path) -> None:
     def refuse(run: Callable[[], PassOutput]) -> None:
         raise RuntimeError("operation not permitted\nwhen stream is capturing")
@@ -322,26 +331,42 @@ def test_8_bits_are_refused_by_name_where_the_device_has_none(directory: Path) -
     assert fp8_problem(CPU, torch.bfloat16, (64,)) == "cpu has no fp8 matrix units"
 
 
+def network_of(checkpoint: Checkpoint, *, fp8: bool) -> Network:
+    return Network(
+        checkpoint.model,
+        images=checkpoint.images,
+        action_stats=None,
+        plan=None,
+        savings=Savings(),
+        regions=PLAIN,
+        run=run_block,
+        fp8=fp8,
+    )
+
+
 def test_the_guard_lets_8_bits_pass_up_to_its_tolerance(directory: Path) -> None:
     checkpoint = load_checkpoint(directory, device=CPU, dtype=torch.float32)
-    narrow, wide = (
-        Network(
-            checkpoint.model,
-            images=checkpoint.images,
-            action_stats=None,
-            plan=None,
-            savings=Savings(),
-            regions=PLAIN,
-            run=run_block,
-            fp8=fp8,
-        )
-        for fp8 in (True, False)
-    )
+    narrow, wide = (network_of(checkpoint, fp8=fp8) for fp8 in (True, False))
     assert engine_module.guard_problem(narrow, wide, 2.0) is None
     problem = engine_module.guard_problem(narrow, wide, 1e-6)
     assert problem is not None
     assert "1e-06 is allowed" in problem
     assert engine_module.guard_problem(wide, wide, 0.0) is None
+
+
+def test_a_guard_whose_8_bit_pass_fails_says_why(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = load_checkpoint(directory, device=CPU, dtype=torch.float32)
+    wide = network_of(checkpoint, fp8=False)
+    narrow = network_of(checkpoint, fp8=True)
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("CUBLAS_STATUS_NOT_SUPPORTED\nwhen calling")
+
+    monkeypatch.setattr(narrow, "_parallel", refuse)
+    problem = engine_module.guard_problem(narrow, wide, 1.0)
+    assert problem == "a pass in fp8 fails: CUBLAS_STATUS_NOT_SUPPORTED"
 
 
 def test_a_graph_is_refused_by_name_where_it_cannot_be(directory: Path) -> None:

@@ -2,7 +2,7 @@
 
 A graph reads and writes fixed memory. `StaticPass` owns that memory: it copies an observation in,
 and leaves the answer where the graph puts it. How a function becomes something that can be
-replayed is handed in, so that everything but `capture_on_gpu` runs on any machine.
+replayed is handed in, so that everything but `GpuCapture` runs on any machine.
 """
 
 from __future__ import annotations
@@ -30,20 +30,32 @@ Key = TypeVar("Key")
 Value = TypeVar("Value")
 
 
-def capture_on_gpu(run: Callable[[], PassOutput]) -> tuple[Replay, PassOutput]:
-    """Records the kernels of one call; returns what launches them again, and their output."""
-    stream: Any = torch.cuda.Stream  # torch gives it no types
-    side = stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(WARM_UP_PASSES):
-            run()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    # Other threads of the process may call CUDA meanwhile: only this one is recorded.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        output = run()
-    return graph.replay, output
+class GpuCapture:
+    """Records passes on the current GPU; one of its own for every engine.
+
+    The passes share the memory of what lies between input and answer, some hundred megabytes at
+    7B: an engine replays one at a time, and takes an answer away before the next replay.
+    """
+
+    def __init__(self) -> None:
+        self._pool: Any = None
+
+    def __call__(self, run: Callable[[], PassOutput]) -> tuple[Replay, PassOutput]:
+        """Records the kernels of one call; returns what launches them again, and their output."""
+        stream: Any = torch.cuda.Stream  # torch gives it no types
+        side = stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UP_PASSES):
+                run()
+        torch.cuda.current_stream().wait_stream(side)
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
+        # Other threads of the process may call CUDA meanwhile: only this one is recorded.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            output = run()
+        return graph.replay, output
 
 
 class StaticPass:
@@ -109,12 +121,15 @@ class LeastRecent(Generic[Key, Value]):
 
     Args:
         capacity: Entries at most, 1 or more.
+
+    Attributes:
+        capacity: The same.
     """
 
     def __init__(self, capacity: int) -> None:
         if capacity < 1:
             raise ValueError(f"keep_graphs: expected 1 or more; got {capacity}")
-        self._capacity = capacity
+        self.capacity = capacity
         self._entries: OrderedDict[Key, Value] = OrderedDict()
 
     def __len__(self) -> int:
@@ -134,7 +149,7 @@ class LeastRecent(Generic[Key, Value]):
         """Adds an entry; the least recent ones beyond the capacity go."""
         self._entries[key] = value
         self._entries.move_to_end(key)
-        while len(self._entries) > self._capacity:
+        while len(self._entries) > self.capacity:
             self._entries.popitem(last=False)
 
     def clear(self) -> None:

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -36,6 +39,27 @@ logger = logging.getLogger(__name__)
 KEEP_GRAPHS = 12
 """Four prompts with three passes each: cold, warm and coarse, warm and fine."""
 PRECISIONS = {torch.bfloat16: "bf16", torch.float32: "fp32", torch.float64: "fp64"}
+
+
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
+
+
+def _on_its_device(
+    method: Callable[Concatenate[Engine, Given], Result],
+) -> Callable[Concatenate[Engine, Given], Result]:
+    """Runs a method in inference mode, with the engine's GPU as the current one: CUDA streams,
+    events and captures belong to the current one, which need not be where the network is.
+    """
+
+    @wraps(method)
+    def run(engine: Engine, /, *args: Given.args, **kwargs: Given.kwargs) -> Result:
+        on_gpu = engine.device.type == "cuda"
+        device: Any = torch.cuda.device  # torch gives it no types
+        with torch.inference_mode(), device(engine.device) if on_gpu else nullcontext():
+            return method(engine, *args, **kwargs)
+
+    return run
 
 
 class Engine:
@@ -76,7 +100,12 @@ class Engine:
         precision = "fp8" if network.fp8 else PRECISIONS.get(network.dtype, str(network.dtype))
         self.report = EngineReport(kind=kind, precision=precision, fallbacks=fallbacks)
 
-    @torch.inference_mode()
+    @property
+    def device(self) -> torch.device:
+        """Where passes run."""
+        return self._network.device
+
+    @_on_its_device
     def instruction(self, prompt_ids: np.ndarray, text: slice = slice(0, 0)) -> Instruction:
         """Embeds an instruction and computes its FiLM.
 
@@ -127,7 +156,7 @@ class Engine:
         """
         self.load(request)
 
-    @torch.inference_mode()
+    @_on_its_device
     def load(self, request: Request) -> None:
         """Puts a request where the next `replay` reads it."""
         self._check(request)
@@ -145,7 +174,7 @@ class Engine:
             graph.load(inputs)
             self._loaded = graph
 
-    @torch.inference_mode()
+    @_on_its_device
     def replay(self) -> None:
         """Runs the loaded pass, without waiting for the device.
 
@@ -166,7 +195,7 @@ class Engine:
             self._fall_back(error)
             self._output = self._network(*self._loaded)
 
-    @torch.inference_mode()
+    @_on_its_device
     def fetch(self) -> Answer:
         """Waits for the device and gives the answer of the last `replay`.
 
@@ -208,7 +237,10 @@ class Engine:
         """Captures the pass that is asked for and its siblings; falls back where that fails."""
         assert self._capture is not None
         try:
-            for sibling in (*self._siblings(request), request):
+            siblings = self._siblings(request)
+            if len(siblings) > self._graphs.capacity:  # they would drive each other out
+                siblings = []
+            for sibling in (*siblings, request):
                 shape = self._shape(sibling)
                 if shape not in self._graphs:
                     graph = StaticPass(
