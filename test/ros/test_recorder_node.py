@@ -13,14 +13,15 @@ import pytest
 import yaml
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.node import Node
-from rclpy.qos import DurabilityPolicy, QoSProfile
+from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
 from rclpy.serialization import serialize_message
 from ros.fakes import FakeRobot
 from ros.graph import TIMEOUT_S, Graph, parameters
+from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, JointState
 from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
-from vla_oft_ros.msg import EpisodeStatus
+from vla_oft_ros.msg import ActionChunk, EpisodeStatus, SafetyStatus
 
 from vla_oft_ros.aloha import ARMS, CAMERAS, JOINT_STATE_NAMES, load_profile
 from vla_oft_ros.config import SyncConfig, config_dir
@@ -29,7 +30,13 @@ from vla_oft_ros.data.bag_recovery import recover_bag
 from vla_oft_ros.data.bag_storage import open_bag
 from vla_oft_ros.data.bag_streams import BagOptions
 from vla_oft_ros.data.bag_writer import BagTopic, BagWriter
-from vla_oft_ros.ros.conversions import compressed_image_to_msg, joint_state_to_msg
+from vla_oft_ros.data.cdr import JOINT_STATE, STAMP_BYTES, read_stamp_ns
+from vla_oft_ros.ros.arrival_clock import ArrivalClock
+from vla_oft_ros.ros.conversions import (
+    compressed_image_to_msg,
+    joint_state_to_msg,
+    stamp_to_msg,
+)
 from vla_oft_ros.ros.processes import NodeProcesses
 from vla_oft_ros.ros.raw_topics import RawTopic
 from vla_oft_ros.ros.recorder_node import RecorderNode
@@ -274,6 +281,86 @@ def test_compressed_images_are_recorded_where_no_raw_ones_are_published(
     images = [topic for topic in station.status.topics if "image" in topic]
     assert sorted(images) == sorted(f"{topic}/compressed" for topic in PROFILE.camera_topics)
     assert read_bag(station.bag(0), PATIENT).images["cam_high"][0].shape == (48, 64, 3)
+
+
+def test_what_begins_to_speak_in_the_middle_is_recorded_from_its_first_word(
+    make_station: Callable[..., Station],
+) -> None:
+    station = make_station()
+    ear = station.graph.ear
+    station.until_ready()
+    expected = {"action_chunk": ActionChunk, "safety_status": SafetyStatus}
+    for topic in expected:  # somebody waits, before anybody publishes
+        assert ear.count_subscribers(topic) == 1 and f"/{topic}" not in station.status.topics
+    publishers = {topic: ear.create_publisher(kind, topic, 10) for topic, kind in expected.items()}
+    for number in range(3):
+        for topic, kind in expected.items():
+            publisher = publishers[topic]
+            station.graph.until(publisher.get_subscription_count, topic)
+            message = kind()
+            message.header.stamp.sec = number
+            publisher.publish(message)
+    station.graph.until(lambda: "/safety_status" in station.status.topics, "the status")
+    station.record(200)
+    with open_bag(station.bag(0)) as bag:
+        for topic in expected:
+            recorded = [bag.read(entry) for entry in bag.entries if entry.topic == f"/{topic}"]
+            assert [read_stamp_ns(data) // NS for data in recorded] == [0, 1, 2]
+    metadata = yaml.safe_load((station.bag(0) / "metadata.yaml").read_text())
+    for entry in metadata["rosbag2_bagfile_information"]["topics_with_message_count"]:
+        told = entry["topic_metadata"]
+        assert told["offered_qos_profiles"] and told["type_description_hash"].startswith("RIHS01")
+
+
+def test_an_expected_topic_is_heard_as_it_is_offered(make_station: Callable[..., Station]) -> None:
+    station = make_station()
+    station.until_ready()
+    publisher = station.graph.ear.create_publisher(
+        ActionChunk, "action_chunk", qos_profile_sensor_data
+    )
+
+    def heard() -> bool:
+        publisher.publish(ActionChunk())
+        counts = dict(zip(station.status.topics, station.status.message_counts, strict=True))
+        return counts.get("/action_chunk", 0) > 0
+
+    station.graph.until(heard, "a chunk of a publisher that does not repeat itself")
+
+
+def test_a_recorder_that_comes_late_does_not_make_the_messages_late(
+    make_station: Callable[..., Station],
+) -> None:
+    station = make_station()
+    robot = station.robot  # type: ignore[attr-defined]
+    station.until_ready()
+    station.graph.until(lambda: sum(station.status.message_counts) > 100, "some messages")
+    for _ in range(25):  # half a second, in which the recorder's executor does not come round
+        robot.step()
+        time.sleep(robot.REAL_STEP_S)
+    station.record(700)
+    with open_bag(station.bag(0)) as bag:
+        stamped = [entry for entry in bag.entries if bag.types[entry.topic] == JOINT_STATE]
+        late_ns = [entry.log_ns - read_stamp_ns(bag.read(entry, STAMP_BYTES)) for entry in stamped]
+    assert len(stamped) > 4 * 25
+    assert max(late_ns) <= 3 * robot.STEP_NS
+
+
+def test_an_instant_is_that_of_the_last_tick_before_it(make_graph: Callable[..., Graph]) -> None:
+    graph = make_graph(*parameters(use_sim_time="true"))
+    clock = ArrivalClock(graph.ear)
+    for received_ns, sim_ns in ((1000, 20), (2000, 40), (3000, 60)):
+        tick = Clock(clock=stamp_to_msg(sim_ns))
+        clock._on_clock(tick, {"received_timestamp": received_ns})
+    assert [clock.at(instant) for instant in (1000, 1999, 2000, 2500, 9000)] == [
+        20,
+        20,
+        40,
+        40,
+        60,
+    ]
+    assert clock.at(999) == clock.at(0) == 0  # nothing is known: the node's own clock
+    clock._on_clock(Clock(clock=stamp_to_msg(80)), {"received_timestamp": 1500})  # put back
+    assert clock.at(2500) == 80
 
 
 def test_an_episode_is_refused_while_a_camera_is_silent_and_says_which(

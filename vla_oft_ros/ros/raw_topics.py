@@ -1,15 +1,16 @@
-"""Subscriptions that hand over serialised bytes, made when somebody publishes.
+"""Subscriptions that hand over serialised bytes, made when somebody publishes, or before.
 
 Type, QoS and type hash are taken from the publishers themselves, so that nothing about a topic
-must be known before it exists, and a bag says what was really offered. Messages that were sent
-but never arrived are counted by their sequence numbers. Has a node, is none.
+must be known before it exists, and a bag says what was really offered. Topics of which not even
+the first message may be missed are waited for with a subscription. Messages that were sent but
+never arrived are counted by their sequence numbers. Has a node, is none.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -23,12 +24,16 @@ from rclpy.topic_endpoint_info import TopicEndpointInfo
 
 from vla_oft_ros.data.bag_writer import BagTopic, OfferedQos
 from vla_oft_ros.data.message_types import MessageTypes
+from vla_oft_ros.ros.arrival_clock import ArrivalClock
 
 IMAGE_TYPES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
 _IMAGE_DEPTH, _DEPTH = 30, 200
 """About a second of messages may wait in the middleware; an executor is never that late."""
 _CAMERA_SETTLE_S = 1.0
 """How long a raw image topic may appear after the compressed one and still be preferred."""
+
+_EXPECTED_QOS = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=_DEPTH)
+"""Reliable and volatile, as this package's own nodes publish; others are found by looking."""
 
 OnRaw = Callable[["RawTopic", int, bytes, "int | None"], None]
 
@@ -79,6 +84,8 @@ class RawTopics:
         on_message: Called with topic, time of reception (the node's clock, ns), bytes, and time
             of publication if that is on the same clock.
         on_lost: Called with topic and how many messages have not arrived.
+        expected: Topic → type of those, among the wanted ones, that are subscribed to before
+            anybody publishes them, so that their first message is heard as well.
     """
 
     def __init__(
@@ -87,11 +94,15 @@ class RawTopics:
         wanted: Iterable[Sequence[str]],
         on_message: OnRaw,
         on_lost: Callable[[RawTopic, int], None],
+        expected: Mapping[str, str] | None = None,
     ) -> None:
         self._node, self._on_message, self._on_lost = node, on_message, on_lost
         resolve = node.resolve_topic_name
         self._wanted = [tuple(resolve(name) for name in names) for names in wanted]
         self._types = MessageTypes(share_dirs())
+        self._expected = {resolve(name): kind for name, kind in (expected or {}).items()}
+        self._awaited: dict[str, RawTopic] = {}
+        self._arrivals: ArrivalClock | None = None
         self._refused: set[str] = set()
         self._since_s: dict[tuple[str, ...], float] = {}
         self.heard: dict[str, RawTopic] = {}
@@ -99,6 +110,10 @@ class RawTopics:
 
     def poll(self) -> None:
         """Subscribes to what has appeared. Call it about once per second."""
+        if self._arrivals is None:
+            self._arrivals = ArrivalClock(self._node)
+            for name, kind in self._expected.items():
+                self._await(name, kind)
         for names in self._wanted:
             known = next((name for name in names if name in self.heard), None)
             if known is not None:
@@ -117,14 +132,32 @@ class RawTopics:
 
     def teardown(self) -> None:
         """Unsubscribes."""
-        for topic in self.heard.values():
+        for topic in (*self.heard.values(), *self._awaited.values()):
             self._node.destroy_subscription(topic.subscription)
         self.heard.clear()
+        self._awaited.clear()
+        if self._arrivals is not None:
+            self._arrivals.teardown()
+            self._arrivals = None
+
+    def _await(self, name: str, kind: str) -> None:
+        """Subscribes to what nobody publishes yet."""
+        topic = RawTopic(BagTopic(name=name, type=kind, definition="", type_hash=""))
+        self._subscribe(topic, message_class(kind), _EXPECTED_QOS)
+        self._awaited[name] = topic
 
     def _hear(self, name: str, publishers: list[TopicEndpointInfo]) -> None:
         kinds = sorted({info.topic_type for info in publishers})
         if name in self._refused:
             return
+        early = self._awaited.pop(name, None)
+        if early is not None and not publishers:  # it has spoken and gone
+            kinds = [early.bag_topic.type]
+        elif early is not None and (
+            kinds != [early.bag_topic.type] or not _is_expected(publishers)
+        ):
+            self._node.destroy_subscription(early.subscription)
+            early = None
         try:
             if len(kinds) != 1:
                 raise ValueError(f"publishers disagree about its type: {', '.join(kinds)}")
@@ -134,28 +167,34 @@ class RawTopics:
             self._node.get_logger().error(f"{name} is not recorded: {error}")
             return
         hashes = {str(info.topic_type_hash) for info in publishers}
-        topic = RawTopic(
-            BagTopic(
-                name=name,
-                type=kinds[0],
-                definition=found.definition,
-                type_hash=hashes.pop() if len(hashes) == 1 else found.type_hash,
-                qos=[_offered(info.qos_profile) for info in publishers],
-            ),
-            publishers=_identities(publishers),
+        described = BagTopic(
+            name=name,
+            type=kinds[0],
+            definition=found.definition,
+            type_hash=hashes.pop() if len(hashes) == 1 else found.type_hash,
+            qos=[_offered(info.qos_profile) for info in publishers],
         )
-        topic.subscription = self._node.create_subscription(
-            cls, name, partial(self._receive, topic), _matching(kinds[0], publishers), raw=True
-        )
+        topic = early or RawTopic(described)
+        topic.bag_topic, topic.publishers = described, _identities(publishers)
+        if early is None:
+            self._subscribe(topic, cls, _matching(kinds[0], publishers))
         self.heard[name] = topic
 
+    def _subscribe(self, topic: RawTopic, cls: type, qos: QoSProfile) -> None:
+        topic.subscription = self._node.create_subscription(
+            cls, topic.name, partial(self._receive, topic), qos, raw=True
+        )
+
     def _receive(self, topic: RawTopic, data: bytes, info: dict[str, Any]) -> None:
-        clock = self._node.get_clock()
-        now_ns = int(clock.now().nanoseconds)
+        if self._awaited.get(topic.name) is topic:
+            # Its publisher must be there, even if nobody has looked for it yet.
+            self._hear(topic.name, self._node.get_publishers_info_by_topic(topic.name))
+            if self.heard.get(topic.name) is not topic:
+                return
+        assert self._arrivals is not None  # there is no subscription without it
+        now_ns = self._arrivals.at(info["received_timestamp"])
         published_ns = None
-        if not clock.ros_time_is_active:
-            # When the middleware received it, not when this thread came round to take it.
-            now_ns = info["received_timestamp"] or now_ns
+        if not self._node.get_clock().ros_time_is_active:
             published_ns = info["source_timestamp"] or None
         topic.received += 1
         topic.last_s, topic.latest = time.monotonic(), data
@@ -197,6 +236,13 @@ def _matching(type_name: str, publishers: list[TopicEndpointInfo]) -> QoSProfile
         reliability=ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT,
         durability=DurabilityPolicy.TRANSIENT_LOCAL if latched else DurabilityPolicy.VOLATILE,
     )
+
+
+def _is_expected(publishers: list[TopicEndpointInfo]) -> bool:
+    """Whether a subscription made for what was expected hears all that they have to say."""
+    best = _matching("", publishers)
+    expected = _EXPECTED_QOS
+    return (best.reliability, best.durability) == (expected.reliability, expected.durability)
 
 
 def _offered(qos: QoSProfile) -> OfferedQos:

@@ -61,7 +61,9 @@ class RecorderNode(ManagedNode):
         self._recorder = EpisodeRecorder(self._folder, profile, config)
         self._trigger = GripperTrigger(config.gripper_closed, config.gripper_hold_s)
         try:
-            self._topics = RawTopics(self, self._wanted(), self._on_message, self._on_lost)
+            self._topics = RawTopics(
+                self, self._wanted(), self._on_message, self._on_lost, self._expected()
+            )
         except ImportError as error:
             raise ConfigError(str(error)) from None
         self._roles = self._roles_of_topics()
@@ -141,6 +143,18 @@ class RecorderNode(ManagedNode):
         single += [config.pruning_status_topic, config.safety_topic, config.instruction_topic]
         single += config.extra_topics
         return [*dict.fromkeys([*wanted, *((name,) for name in single)])]
+
+    def _expected(self) -> dict[str, str]:
+        """What begins to speak in the middle of things, and must be heard from its first word."""
+        config = self.config
+        kinds = {
+            config.target_topic: "sensor_msgs/msg/JointState",
+            config.chunk_topic: "vla_oft_ros/msg/ActionChunk",
+            config.retained_tokens_topic: "vla_oft_ros/msg/RetainedTokens",
+            config.pruning_status_topic: "vla_oft_ros/msg/PruningStatus",
+            config.safety_topic: "vla_oft_ros/msg/SafetyStatus",
+        }
+        return {name: kind for name, kind in kinds.items() if name}
 
     def _roles_of_topics(self) -> dict[str, tuple[str, str]]:
         """Absolute topic → role and name, of those whose content is looked at."""
