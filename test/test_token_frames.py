@@ -132,7 +132,9 @@ def test_time_that_begins_anew_forgets_what_was_before() -> None:
     assert shown is not None and shown.image[0, 0, 0] == 99
 
 
-@pytest.mark.parametrize(("layer", "expected"), [(0, 20), (1, 2), (2, 2), (10, 7), (99, 20)])
+@pytest.mark.parametrize(
+    ("layer", "expected"), [(0, 20), (1, 2), (2, 2), (7, 7), (10, 7), (99, 20)]
+)
 def test_a_layer_is_shown_what_it_was_left_with(layer: int, expected: int) -> None:
     memory = filled(2)
     for stage in (20, 2, 7):

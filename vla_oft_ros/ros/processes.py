@@ -18,7 +18,8 @@ from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _LOG_TAIL_LINES = 15
-_STOP_TIMEOUT_S = 10.0
+_STOP_TIMEOUT_S = 30.0
+"""A node finishes its inference first, which takes seconds where many others compute."""
 
 
 def keep_on_loopback(environment: MutableMapping[str, str], config_dir: Path) -> None:
@@ -89,6 +90,10 @@ class NodeProcesses:
     def wait(self, name: str) -> int:
         """Waits until one node has ended; returns its exit code."""
         return self._processes[name].wait(_STOP_TIMEOUT_S)
+
+    def pids(self) -> dict[str, int]:
+        """Name → process id of every node that was started."""
+        return {name: process.pid for name, process in self._processes.items()}
 
     def ended(self) -> dict[str, int]:
         """Name → exit code of every node that has ended by itself."""
