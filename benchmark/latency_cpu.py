@@ -14,6 +14,7 @@ frames have a baseline each. Ablation rows leave out one saving of the engine ea
 from __future__ import annotations
 
 import argparse
+import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -162,7 +163,7 @@ def measure(arguments: argparse.Namespace, console: Console) -> list[Report]:
         [
             row
             for row in build_rows(oft, names[oft.dtype], why_no_compiler)
-            if arguments.only in row.name
+            if re.search(arguments.only, row.name)
         ]
         for oft in ofts
     ]
@@ -205,7 +206,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds (default: 7)")
     parser.add_argument("--calls", type=int, help="timed calls per round (default: 1; tiny: 5)")
     parser.add_argument("--no-compile", action="store_true", help="leave out the compiled rows")
-    parser.add_argument("--only", default="", help="only rows with this in their name")
+    parser.add_argument("--only", default="", help="only rows whose names match this expression")
     parser.add_argument(
         "--seconds",
         type=float,
