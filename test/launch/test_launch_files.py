@@ -25,7 +25,7 @@ from launch.actions import (
 from launch.substitutions import TextSubstitution
 from launch_ros.actions import Node
 from ros.graph import Graph
-from sensor_msgs.msg import JointState
+from sensor_msgs.msg import Image, JointState
 
 from vla_oft_ros import msg as messages
 from vla_oft_ros.aloha import ACTION_NAMES
@@ -320,10 +320,27 @@ class Walk:
     def said(self) -> str:
         return self._log.read_text(encoding="utf-8", errors="replace")
 
-    def interrupt(self) -> None:
-        """Ctrl-C at the launch alone, which passes it on."""
-        self.process.send_signal(signal.SIGINT)
+    def interrupt(self, *, everybody: bool) -> None:
+        """Ctrl-C: at the launch alone, which passes it on, or at all of its processes, as a
+        terminal does.
+        """
+        if everybody:
+            os.killpg(self.process.pid, signal.SIGINT)
+        else:
+            self.process.send_signal(signal.SIGINT)
         self.process.wait(60.0)
+
+    def left(self) -> list[str]:
+        """Command lines of processes of its session that still run."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            try:
+                state, _, _, session = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
+                if int(session) == self.process.pid and state != "Z":
+                    found.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+            except (OSError, ValueError):
+                continue
+        return found
 
     def end(self) -> None:
         if self.process.poll() is None:
@@ -346,27 +363,35 @@ def walk(tmp_path: Path) -> Iterator[Callable[..., Walk]]:
 
 
 @pytest.mark.sim
+@pytest.mark.parametrize("viewer", [False, True])
 def test_a_whole_walk_ends_with_exit_code_0_of_every_node(
-    installed: None, walk: Callable[..., Walk], checkpoint: Path, make_graph: Callable[..., Graph]
+    viewer: bool,
+    installed: None,
+    walk: Callable[..., Walk],
+    checkpoint: Path,
+    make_graph: Callable[..., Graph],
 ) -> None:
     pytest.importorskip("mujoco")
     arguments = ["sim:=true", f"checkpoint:={checkpoint}", "device:=cpu", f"instruction:={TEXT}"]
-    started = walk(str(POLICY), *arguments)
+    started = walk(str(POLICY), *arguments, f"viewer:={str(viewer).lower()}")
     graph = make_graph()
     targets = graph.hear(JointState, "joint_targets")
     chunks = graph.hear(messages.ActionChunk, "action_chunk")
+    overlays = graph.hear(Image, "viewer/overlay/cam_high")
 
     def moving() -> bool:
         assert started.process.poll() is None, started.said
-        return len(targets) >= 25 and len(chunks) >= 2
+        return len(targets) >= 25 and len(chunks) >= 2 and len(overlays) >= viewer
 
-    graph.until(moving, "joint targets and chunks", WALK_S)
+    graph.until(moving, "joint targets, chunks and overlays", WALK_S)
     assert targets[-1].name == list(ACTION_NAMES)
     assert chunks[-1].instruction == TEXT
-    started.interrupt()
-    for place, name in enumerate(("policy_node", "controller_node", "sim_node"), start=1):
+    started.interrupt(everybody=viewer)
+    names = ("policy_node", "controller_node", "sim_node", *([VIEWER_NODE] if viewer else []))
+    for place, name in enumerate(names, start=1):
         assert f"[{name}-{place}]: process has finished cleanly" in started.said, started.said
     assert "Traceback" not in started.said and "process has died" not in started.said
+    assert started.left() == []
 
 
 def test_one_node_that_refuses_takes_the_others_with_it(

@@ -3,6 +3,8 @@
 import logging
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -203,6 +205,26 @@ def test_a_signal_ends_the_process_with_0_after_stop_and_teardown(
 
     assert lifecycle.run(make, []) == 0
     assert made[0].calls == ["setup", "start", "stop", "teardown"]
+
+
+LATE = """
+import os, signal, sys
+from rclpy.node import Node
+from vla_oft_ros.ros import lifecycle
+class Late:
+    def __del__(self, kill=os.kill, pid=os.getpid(), number=signal.SIGINT):
+        kill(pid, number)
+sys.late = Late()
+def make():
+    os.kill(os.getpid(), signal.SIGINT)
+    return Node("interrupted")
+sys.exit(lifecycle.run(make))
+"""
+"""A node that is interrupted, and again while Python takes its modules apart."""
+
+
+def test_a_second_interrupt_does_not_kill_a_process_that_is_ending() -> None:
+    assert subprocess.run([sys.executable, "-c", LATE], timeout=120, check=False).returncode == 0
 
 
 def test_a_refused_autostart_ends_the_process_with_1(signals: None) -> None:

@@ -245,6 +245,10 @@ def run(make_node: Callable[[], Node], args: list[str] | None = None) -> int:
             node.destroy_node()
     finally:
         rclpy.try_shutdown()
+        # Ctrl-C in a terminal reaches a node twice, by the terminal and by launch. Python gives
+        # up our handlers before it takes its modules apart, and the second signal would kill it.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _spin(node: Node, stopping: list[int]) -> int:
