@@ -164,6 +164,8 @@ def _run(options: argparse.Namespace, parser: argparse.ArgumentParser, console: 
         )
     if options.write:
         check_document(options.write, options.table)
+    if options.json and not options.json.absolute().parent.is_dir():
+        raise ConfigError(f"--json: expected a file in a folder that exists; got {options.json}")
     table = TABLES[options.table](given(options))
     run = Run(table, range(options.seed, options.seed + options.episodes))
     try:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,15 +21,18 @@ pytest.importorskip("torch", reason="torch is not installed")
 sys.path.append(str(Path(__file__).parents[2] / "benchmark"))
 
 import closed_loop
-from success import report
+from success import report, tables
 from success.tables import TABLES, Given, Table, model_sizes, plan_of
 
+from vla_oft_ros.config import PolicyConfig
 from vla_oft_ros.evaluation import Condition, Station, condition_key, read_episodes
+from vla_oft_ros.model.action_head import HeadKind
 from vla_oft_ros.model.engine_request import Request
 from vla_oft_ros.model.engine_run import Engine
 from vla_oft_ros.model.small_checkpoint import SmallSize, make_random_checkpoint
 from vla_oft_ros.sim.loop_setting import EpisodeResult
 from vla_oft_ros.sim.success_rate import wilson_interval
+from vla_oft_ros.sim.tasks import PICK_CUBE
 from vla_oft_ros.types import MotionMode
 
 pytestmark = pytest.mark.sim
@@ -274,6 +278,65 @@ def test_controls_differ_from_the_dense_row_in_one_thing(checkpoint: Path) -> No
     assert shuffled.shuffled
 
 
+@pytest.fixture
+def kinds(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mapping[str, str]:
+    """Option → a checkpoint that claims to be what the option wants; all are one network."""
+    heads = {"discrete": HeadKind.DISCRETE, "diffusion": HeadKind.DIFFUSION}
+    real = model_sizes(PolicyConfig(checkpoint_dir=str(checkpoint)))
+    blind = replace(real, dino=replace(real.dino, film_width=0))
+    said = {name: replace(real, head=head) for name, head in heads.items()}
+    said |= {"checkpoint": real, "no-film": blind}
+    for name in said:
+        shutil.copytree(checkpoint, tmp_path / name)
+        (tmp_path / name / "fingerprint.json").write_text(name)
+    monkeypatch.setattr(
+        tables, "model_sizes", lambda policy: said[Path(policy.checkpoint_dir).name]
+    )
+    return {name: str(tmp_path / name) for name in said}
+
+
+def test_language_is_measured_beside_chance_and_deaf_policies(kinds: Mapping[str, str]) -> None:
+    table = TABLES["language"](Given(checkpoints=kinds))
+    rows = {each.name: each for each in table.conditions}
+    assert {each.task for each in rows.values()} == {"pick_cube"}
+    chance = rows["chance: scripted operator, always told the same"]
+    assert chance.policy is None
+    assert chance.loop.instruction in PICK_CUBE.instructions
+    for name, option in (("with FiLM", "checkpoint"), ("without FiLM", "no-film")):
+        deaf = rows[f"{name}, always told '{chance.loop.instruction}'"]
+        assert rows[name].loop.instruction == ""
+        assert deaf.loop == chance.loop
+        assert rows[name].policy == deaf.policy
+        assert rows[name].policy is not None
+        assert rows[name].policy.checkpoint_dir == kinds[option]
+    assert any("33.3 %" in note for note in table.notes)
+
+
+def test_a_diffusion_head_is_measured_in_fewer_and_fewer_steps(kinds: Mapping[str, str]) -> None:
+    table = TABLES["heads"](Given(checkpoints=kinds))
+    names = [each.name for each in table.conditions]
+    steps = (50, 20, 10, 5, 2, 1)
+    assert names == [
+        "l1",
+        "discrete",
+        *(f"diffusion, {count} step{'s' if count > 1 else ''}" for count in steps),
+    ]
+    policies = [each.policy for each in table.conditions]
+    assert [each.diffusion_steps for each in policies if each][2:] == list(steps)
+    assert not table.notes
+    partial = {**kinds, "discrete": ""}
+    assert TABLES["heads"](Given(checkpoints=partial)).notes == ("Not measured: discrete.",)
+
+
+def test_joins_are_measured_at_every_latency(checkpoint: Path) -> None:
+    loops = [each.loop for each in table_of(checkpoint, "joins").conditions]
+    assert {(each.queue.join, each.latency_ms) for each in loops} == {
+        (join, latency_ms)
+        for join in ("sync", "latency_matched_blend")
+        for latency_ms in (0.0, 100.0, 321.0)
+    }
+
+
 def test_names_and_keys_of_a_table_are_its_own(checkpoint: Path, shallow: Path) -> None:
     for table in (table_of(checkpoint), table_of(shallow), table_of(checkpoint, "joins")):
         names = [each.name for each in table.conditions]
@@ -294,6 +357,14 @@ def test_names_and_keys_of_a_table_are_its_own(checkpoint: Path, shallow: Path) 
         (["--table", "joins", "--checkpoint", "HERE", "--episodes", "0"], "at least one episode"),
         (["--table", "joins", "--checkpoint", "HERE", "--workers", "0"], "workers"),
         (["--table", "joins", "--checkpoint", "HERE", "--write", "HERE/config.json"], "--write"),
+        (["--table", "joins", "--checkpoint", "HERE", "--json", "nowhere/x.json"], "--json"),
+        (
+            [
+                *("--table", "pruning", "--checkpoint", "HERE"),
+                *("--join", "sync", "--latency-ms", "100"),
+            ],
+            "would be dense",
+        ),
     ],
 )
 def test_a_mistake_is_told_before_anything_is_run(
