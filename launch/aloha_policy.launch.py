@@ -31,6 +31,8 @@ from launch_ros.substitutions import FindPackageShare
 
 PACKAGE = "vla_oft_ros"
 VIEWER = Path(__file__).parent / "aloha_viewer.launch.py"
+KILL_AFTER_S = "30"
+"""A policy ends when its inference does; on a busy machine that takes a while."""
 
 ARGUMENTS = {
     "sim": ("false", "Start the simulated ALOHA and use its time (true or false)."),
@@ -88,6 +90,7 @@ def _start(context: LaunchContext) -> list:
             name=name,
             output="screen",
             emulate_tty=True,
+            sigkill_timeout=KILL_AFTER_S,
             parameters=[f"{config_dir}/{yaml}", given],
             arguments=["--ros-args", "--log-level", f"{name}:={argument('log_level')}"],
         )
