@@ -290,6 +290,7 @@ def test_what_begins_to_speak_in_the_middle_is_recorded_from_its_first_word(
     ear = station.graph.ear
     station.until_ready()
     expected = {"action_chunk": ActionChunk, "safety_status": SafetyStatus}
+    station.node._topics._wanted = []  # type: ignore[attr-defined]  # nobody looks any more
     for topic in expected:  # somebody waits, before anybody publishes
         assert ear.count_subscribers(topic) == 1 and f"/{topic}" not in station.status.topics
     publishers = {topic: ear.create_publisher(kind, topic, 10) for topic, kind in expected.items()}
@@ -342,12 +343,13 @@ def test_a_recorder_that_comes_late_does_not_make_the_messages_late(
         stamped = [entry for entry in bag.entries if bag.types[entry.topic] == JOINT_STATE]
         late_ns = [entry.log_ns - read_stamp_ns(bag.read(entry, STAMP_BYTES)) for entry in stamped]
     assert len(stamped) > 4 * 25
-    assert max(late_ns) <= 3 * robot.STEP_NS
+    assert -3 * robot.STEP_NS <= min(late_ns) and max(late_ns) <= 3 * robot.STEP_NS
 
 
 def test_an_instant_is_that_of_the_last_tick_before_it(make_graph: Callable[..., Graph]) -> None:
     graph = make_graph(*parameters(use_sim_time="true"))
     clock = ArrivalClock(graph.ear)
+    assert clock.at(1) == 0  # nothing is known: the node's own clock
     for received_ns, sim_ns in ((1000, 20), (2000, 40), (3000, 60)):
         tick = Clock(clock=stamp_to_msg(sim_ns))
         clock._on_clock(tick, {"received_timestamp": received_ns})
@@ -432,7 +434,7 @@ def test_what_is_lost_on_the_way_is_counted(make_station: Callable[..., Station]
     topic = PROFILE.leader_joint_state_topics[0]
     publisher = station.robot._leaders[0]  # type: ignore[attr-defined]
     message = joint_state_to_msg(JOINT_STATE_NAMES, np.zeros(9), 1)
-    for _ in range(300):  # nobody takes them meanwhile, and 200 may wait
+    for _ in range(1100):  # nobody takes them meanwhile, and 1000 may wait
         publisher.publish(message)
     station.graph.until(lambda: node._topics.heard[topic].lost, "the loss")
     assert 90 <= node._topics.heard[topic].lost <= 110

@@ -52,6 +52,11 @@ class ArrivalClock:
         """
         if self._subscription is None:
             return received_ns or self._now_ns()
+        # Not when their own turn comes: a backlog of ticks would put everything into the past.
+        waiting = self._subscription.handle
+        with waiting:
+            while (tick := waiting.take_message(Clock, False)) is not None:
+                self._on_clock(*tick)
         place = bisect_right(self._ticks, (received_ns, 2**63))
         if not received_ns or place == 0:
             return self._now_ns()

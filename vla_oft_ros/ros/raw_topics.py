@@ -27,8 +27,9 @@ from vla_oft_ros.data.message_types import MessageTypes
 from vla_oft_ros.ros.arrival_clock import ArrivalClock
 
 IMAGE_TYPES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
-_IMAGE_DEPTH, _DEPTH = 30, 200
-"""About a second of messages may wait in the middleware; an executor is never that late."""
+_IMAGE_DEPTH, _DEPTH = 30, 1000
+"""Messages that may wait in the middleware while the machine is busy: a second of images, whose
+memory counts, and ten of joint states."""
 _CAMERA_SETTLE_S = 1.0
 """How long a raw image topic may appear after the compressed one and still be preferred."""
 
