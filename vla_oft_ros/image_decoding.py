@@ -40,6 +40,18 @@ ENCODINGS: dict[str, tuple[type, int, int | None]] = {
 }
 
 
+MAX_PIXELS = 64 * 2**20
+"""Of one image: more than any camera of a robot has; a compressed file of some kilobytes may claim
+gigabytes."""
+_PNG = b"\x89PNG\r\n\x1a\n"
+_JPEG = b"\xff\xd8\xff"
+_JPEG_SIZES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+"""Markers of a JPEG's segment that tells its size (ITU-T T.81, table B.1)."""
+
+_MAX_SEGMENTS = 1000
+"""In front of a JPEG's pixels; cameras write about ten."""
+
+
 class ImageError(ValueError):
     """An image message that cannot be turned into RGB; says what was expected and what came."""
 
@@ -96,7 +108,13 @@ def decode_image(
     )  # (H, W, C)
     if itemsize > 1 and is_bigendian != (np.dtype(dtype).newbyteorder("=").str[0] == ">"):
         pixels = pixels.byteswap()
-    image = pixels if conversion is None else cv2.cvtColor(pixels, conversion)
+    try:
+        image = pixels if conversion is None else cv2.cvtColor(pixels, conversion)
+    except cv2.error as error:
+        raise ImageError(
+            f"image {encoding} {width}x{height}: expected one that can be turned into RGB; "
+            f"{_first_line(error)}"
+        ) from None
     if image.dtype == np.uint16:
         # 16 to 8 bit as cv_bridge scales it: v · 255 / 65535, rounded.
         image = cv2.convertScaleAbs(image, alpha=255.0 / 65535.0)
@@ -114,15 +132,56 @@ def decode_compressed(format_name: str, data: Any) -> np.ndarray:
         (H, W, 3) uint8 RGB.
 
     Raises:
-        ImageError: if the data is no image, or a compressed depth image.
+        ImageError: if the data is no JPEG or PNG, is a compressed depth image, or claims more than
+            `MAX_PIXELS`.
     """
     if "compressedDepth" in format_name:
         raise ImageError(f"compressed image: expected a colour image; got format {format_name!r}")
     octets = np.frombuffer(data, dtype=np.uint8)
-    image = cv2.imdecode(octets, cv2.IMREAD_COLOR) if octets.size else None
+    height, width = compressed_size(octets)
+    if height * width > MAX_PIXELS:
+        raise ImageError(
+            f"compressed image: expected at most {MAX_PIXELS} pixels; {octets.size} bytes claim "
+            f"to be {width}x{height}"
+        )
+    try:
+        image = cv2.imdecode(octets, cv2.IMREAD_COLOR) if height * width else None
+    except cv2.error as error:
+        raise ImageError(f"compressed image: {_first_line(error)}") from None
     if image is None:
         raise ImageError(
             f"compressed image: expected JPEG or PNG; got {octets.size} bytes of format "
             f"{format_name!r}"
         )
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
+
+
+def compressed_size(octets: np.ndarray) -> tuple[int, int]:
+    """Height and width that a JPEG or PNG claims, without decoding it; zeros if it is neither.
+
+    Args:
+        octets: (n,) uint8.
+    """
+    head = octets[:24].tobytes()
+    if head.startswith(_PNG) and len(head) == 24:
+        return int.from_bytes(head[20:24], "big"), int.from_bytes(head[16:20], "big")
+    place = 2 if head.startswith(_JPEG) else octets.size
+    sizes = [(0, 0)]
+    for _ in range(_MAX_SEGMENTS):  # 0xff, marker, length, content
+        if place + 9 > octets.size:
+            break
+        mark, marker = int(octets[place]), int(octets[place + 1])
+        if mark != 0xFF or marker == 0xDA:  # the scan begins
+            break
+        if marker == 0xFF or marker == 0x01 or 0xD0 <= marker <= 0xD8:  # filling, and no content
+            place += 1 if marker == 0xFF else 2
+            continue
+        if marker in _JPEG_SIZES:
+            height, width = octets[place + 5 : place + 9].view(">u2").tolist()
+            sizes.append((height, width))
+        place += 2 + max(2, int(octets[place + 2]) << 8 | int(octets[place + 3]))
+    return max(sizes, key=lambda size: size[0] * size[1])
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

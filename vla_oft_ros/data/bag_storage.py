@@ -18,6 +18,9 @@ import yaml
 from vla_oft_ros.data.bag_writer import EPISODE_METADATA, INFORMATION, METADATA_FILE
 from vla_oft_ros.data.mcap_reader import McapReader, MessagePlace
 
+_NOT_SO = (TypeError, AttributeError, RecursionError)
+"""What a file of another structure, or one nested without end, comes to."""
+
 
 class BagError(ValueError):
     """A bag that cannot be used; says which, what was expected and what came."""
@@ -85,18 +88,36 @@ class _SqliteFile:
         self.damage: str | None = None
         self.custom_data: dict[str, str] = {}
         try:
+            self._refuse_programs()
             topics = self._database.execute("SELECT id, name, type FROM topics").fetchall()
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.Error, OverflowError) as error:
             raise BagError(f"{path}: expected a rosbag2 database; {error}") from None
+        for row in topics:
+            if [type(value) for value in row] != [int, str, str]:
+                raise BagError(f"{path}: expected topics with number, name and type; got {row}")
         self.types = {name: kind for _, name, kind in topics}
         self._names = {number: name for number, name, _ in topics}
+
+    def _refuse_programs(self) -> None:
+        """A database may hold queries that run, without end, where a table is expected."""
+        self._database.execute("PRAGMA trusted_schema = OFF")
+        query = "SELECT name FROM sqlite_master WHERE type = 'table' AND sql NOT LIKE '%virtual%'"
+        found = {name for (name,) in self._database.execute(query)}
+        if missing := {"topics", "messages"} - found:
+            raise BagError(
+                f"{self._path}: expected a rosbag2 database with the tables topics and messages; "
+                f"there is no table {', '.join(sorted(missing))}"
+            )
 
     def entries(self, number: int) -> Iterable[BagEntry]:
         query = "SELECT id, topic_id, timestamp FROM messages ORDER BY id"
         try:
             for identity, topic, time_ns in self._database.execute(query):
+                if not isinstance(time_ns, int) or topic not in self._names:
+                    self.damage = f"message {identity} has no time or no topic"
+                    return
                 yield BagEntry(time_ns, self._names[topic], number, identity)
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.Error, OverflowError) as error:
             self.damage = f"the database is damaged: {error}"
 
     def read(self, place: int, size: int | None) -> bytes:
@@ -104,9 +125,11 @@ class _SqliteFile:
         query = f"SELECT {part} FROM messages WHERE id = ?"
         try:
             (data,) = self._database.execute(query, (place,)).fetchone()
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.Error, TypeError) as error:
             raise BagError(f"{self._path}: message {place} cannot be read; {error}") from None
-        return bytes(data)
+        if not isinstance(data, bytes):  # of a number, bytes() would make so many zeros
+            raise BagError(f"{self._path}: expected message {place} as bytes; got {type(data)}")
+        return data
 
 
 @dataclass
@@ -215,11 +238,12 @@ def _find_files(path: Path) -> tuple[list[Path], Mapping[str, str], list[str]]:
         information = yaml.safe_load(metadata.read_text(encoding="utf-8"))[INFORMATION]
         names = [Path(name).name for name in information["relative_file_paths"]]
         compression = str(information.get("compression_mode") or "").lower()
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        told = dict(information.get("custom_data") or {})
+    except (OSError, ValueError, yaml.YAMLError, LookupError, *_NOT_SO) as error:
         raise BagError(f"{metadata}: expected rosbag2 metadata; {error!r}") from None
     if compression not in ("", "none"):
         raise BagError(
             f"{path}: expected a bag without {compression} compression; turn it into one with "
             "`ros2 bag convert` (compression inside MCAP chunks can stay)"
         )
-    return [path / name for name in names], information.get("custom_data") or {}, []
+    return [path / name for name in names], {str(k): str(v) for k, v in told.items()}, []

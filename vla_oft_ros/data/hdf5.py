@@ -27,6 +27,7 @@ from vla_oft_ros.aloha import (
 from vla_oft_ros.data.atomic import new_file
 from vla_oft_ros.data.episode import RGB, UNKNOWN, Episode, EpisodeError, LazyImages
 from vla_oft_ros.data.optional import require
+from vla_oft_ros.image_decoding import ImageError, decode_compressed
 from vla_oft_ros.model.image_ops import resize_bicubic
 from vla_oft_ros.recording_traps import recording_problems
 
@@ -37,6 +38,12 @@ PREPROCESSED_PX = 256
 UNKNOWN_RATE_HZ = 50.0
 """What ALOHA's own recorders run at; they do not write it down."""
 FROM_2_0 = "interbotix_2_0"
+_MAX_BYTES = 2**28
+"""Of one image, or of one vector over a whole episode: 2**28 bytes are 14 joints for 13 hours."""
+_MAX_ENTRIES = 1000
+"""Groups and data sets of an episode; recordings have about 20."""
+_NOT_ALOHA = (LookupError, TypeError, AttributeError, RuntimeError, OSError, OverflowError)
+"""What h5py and numpy make of a file with other things in it."""
 _CAMERA_ALIASES = {
     "camera_high": "cam_high",
     "camera_wrist_left": "cam_left_wrist",
@@ -186,9 +193,9 @@ def read_hdf5(path: Path, options: Hdf5Options | None = None) -> Episode:
         raise EpisodeError(f"{path}: expected an HDF5 file; {error}") from None
     try:
         return _episode(path, file, options)
-    except KeyError as error:
+    except _NOT_ALOHA as error:
         file.close()
-        raise EpisodeError(f"{path}: expected ALOHA's layout; {error.args[0]}") from None
+        raise EpisodeError(f"{path}: expected ALOHA's layout; {error}") from None
     except BaseException:
         file.close()
         raise
@@ -201,6 +208,7 @@ def _episode(path: Path, file: Any, options: Hdf5Options) -> Episode:
     if not rate_hz:
         rate_hz = UNKNOWN_RATE_HZ
         notes.append(f"the file does not say its rate; taken as {rate_hz:g} Hz")
+    _refuse_strangers(path, file)
     qpos = np.asarray(file["observations/qpos"], dtype=np.float64)
     action = np.asarray(file["action"], dtype=np.float64)
     told = options.color_order or str(attributes.get("color_order", UNKNOWN))
@@ -237,6 +245,37 @@ def _episode(path: Path, file: Any, options: Hdf5Options) -> Episode:
     return _without_2_0(episode, options)
 
 
+def _refuse_strangers(path: Path, file: Any) -> None:
+    """HDF5 can read any file of the machine as if it were its own, and claim numbers that it does
+    not store; neither belongs into an episode.
+    """
+    h5py = require("h5py")
+    waiting = [file]
+    seen = 0
+    while waiting:
+        group = waiting.pop()
+        for name in group:
+            seen += 1
+            if not isinstance(group.get(name, getlink=True), h5py.HardLink) or seen > _MAX_ENTRIES:
+                raise EpisodeError(
+                    f"{path}: expected groups and data of its own, {_MAX_ENTRIES} at most; "
+                    f"{group.name}/{name} is a link, or one too many"
+                )
+            entry = group[name]
+            if isinstance(entry, h5py.Group):
+                waiting.append(entry)
+                continue
+            is_image = entry.name.startswith("/observations/images/")
+            claimed = int(np.prod(entry.shape[1 if is_image else 0 :] or 1, dtype=object))
+            claimed *= entry.dtype.itemsize
+            if entry.external or entry.is_virtual or claimed > _MAX_BYTES:
+                raise EpisodeError(
+                    f"{path}: expected {entry.name} within the file and of at most {_MAX_BYTES} "
+                    f"bytes{' per image' if is_image else ''}; got {entry.shape} {entry.dtype}, "
+                    f"{'elsewhere' if entry.external or entry.is_virtual else 'here'}"
+                )
+
+
 def _plain(value: Any) -> Any:
     return value.decode() if isinstance(value, bytes) else value
 
@@ -266,10 +305,10 @@ def _images(path: Path, file: Any, name: str, steps: int, is_bgr: bool) -> LazyI
     def load(step: Hashable) -> np.ndarray:
         stored = np.asarray(data[cast(int, step)])
         if stored.ndim == 1:  # JPEG with zeros behind; a decoder stops at its end mark
-            decoded = cv2.imdecode(stored, cv2.IMREAD_COLOR)
-            if decoded is None:
-                raise EpisodeError(f"{path}: image {step} of {name} is no JPEG")
-            stored = np.asarray(decoded)
+            try:
+                stored = decode_compressed("jpeg", stored)[..., ::-1]  # in OpenCV's order
+            except ImageError as error:
+                raise EpisodeError(f"{path}: image {step} of {name} is no JPEG; {error}") from None
         return np.ascontiguousarray(stored[..., ::-1]) if is_bgr else np.asarray(stored)
 
     return LazyImages(range(steps), load)

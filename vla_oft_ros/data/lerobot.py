@@ -31,6 +31,11 @@ EPISODES_PATH = "meta/episodes/chunk-000/file-000.parquet"
 EXTRA_PATH = "meta/vla_oft_ros.json"
 CHUNK_FILES = 1000
 """Files per folder, LeRobot's default."""
+_MAX_EPISODES = 10**6
+_MAX_ROWS = 10**7
+"""Of one file: some kilobytes of Parquet may claim billions."""
+_NOT_LEROBOT = (OSError, LookupError, TypeError, AttributeError, NotImplementedError)
+"""What pyarrow and Python make of a folder with other things in it."""
 _VECTORS = {"observation.state": "qpos", "action": "action"}
 _EXTRA = ("profile", "color_order", "outcome", "source")
 
@@ -283,9 +288,9 @@ class LerobotReader:
         """
         try:
             return _read(self.directory, self.index)
-        except (OSError, KeyError) as error:
+        except _NOT_LEROBOT as error:
             raise ValueError(
-                f"{self.directory}: expected a LeRobot {VERSION} data set; {error}"
+                f"{self.directory}: expected a LeRobot {VERSION} data set; {error!r}"
             ) from None
 
 
@@ -295,8 +300,12 @@ def episode_readers(directory: Path) -> list[LerobotReader]:
     Raises:
         ValueError: if there is none of version 3.0.
     """
-    info = _info(directory)
-    return [LerobotReader(directory, index) for index in range(info["total_episodes"])]
+    count = _info(directory).get("total_episodes")
+    if not isinstance(count, int) or not 0 <= count <= _MAX_EPISODES:
+        raise ValueError(
+            f"{directory}: expected 0 … {_MAX_EPISODES} for total_episodes; got {count!r}"
+        )
+    return [LerobotReader(directory, index) for index in range(count)]
 
 
 def _info(directory: Path) -> dict[str, Any]:
@@ -304,7 +313,7 @@ def _info(directory: Path) -> dict[str, Any]:
     try:
         info = json.loads(path.read_text(encoding="utf-8"))
         version = info["codebase_version"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: expected the metadata of a LeRobot data set; {error}") from None
     if version != VERSION:
         raise ValueError(f"{path}: expected codebase_version {VERSION}; got {version!r}")
@@ -319,8 +328,12 @@ def _read(directory: Path, index: int) -> Episode:
     columns = [name for name in episodes.schema.names if not name.startswith("stats/")]
     (row,) = episodes.to_table(columns=columns, filter=wanted).to_pylist()
     place = {name: row[f"data/{name}"] for name in ("chunk_index", "file_index")}
+    file = _inside(directory, info["data_path"], **place)
+    claimed = parquet.ParquetFile(file).metadata.num_rows
+    if claimed > _MAX_ROWS:
+        raise EpisodeError(f"{file}: expected at most {_MAX_ROWS} rows; it claims {claimed}")
     table = parquet.read_table(
-        directory / info["data_path"].format(**place),
+        file,
         columns=[*_VECTORS, "index"],
         filters=wanted,
     )
@@ -348,6 +361,17 @@ def _read(directory: Path, index: int) -> Episode:
     )
 
 
+def _inside(directory: Path, pattern: str, **values: int | str) -> Path:
+    """A file of the data set from a pattern in its metadata, which must not lead out of it."""
+    path = str(pattern)
+    for name, value in values.items():
+        number = f"{value:03d}" if isinstance(value, int) else value
+        path = path.replace(f"{{{name}:03d}}", number).replace(f"{{{name}}}", number)
+    if "{" in path or ".." in Path(path).parts or Path(path).is_absolute():
+        raise EpisodeError(f"{directory}: expected a path within the data set; got {pattern!r}")
+    return directory / path
+
+
 def _vectors(table: Any, key: str) -> np.ndarray:
     return np.array(table.column(key).to_pylist(), dtype=np.float64)
 
@@ -364,7 +388,7 @@ def _video(
 ) -> LazyImages:
     place = {name: row[f"videos/{key}/{name}"] for name in ("chunk_index", "file_index")}
     first = round(row[f"videos/{key}/from_timestamp"] * info["fps"])
-    path = directory / info["video_path"].format(video_key=key, **place)
+    path = _inside(directory, info["video_path"], video_key=key, **place)
     frames = VideoFrames(path, float(info["fps"]), first)
     return LazyImages(range(row["length"]), partial(_frame, frames))
 

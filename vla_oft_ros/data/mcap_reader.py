@@ -29,6 +29,9 @@ from vla_oft_ros.data.optional import require
 
 _MAX_RECORD_BYTES = 2**32
 """A length above this is damage, not something to allocate for; rosbag2 writes chunks of 1 MB."""
+MAX_CHUNK_BYTES = 2**28
+"""Of a chunk's records, uncompressed: some kilobytes may claim to be gigabytes. rosbag2's chunks
+are of 1 MB, or of one message that is larger."""
 
 
 @dataclass(frozen=True)
@@ -260,15 +263,19 @@ def uncompress(data: bytes, compression: str, size: int) -> bytes:
     """
     if not compression:
         return data
+    if size > MAX_CHUNK_BYTES:
+        raise DamagedRecord(f"a chunk claims {size} bytes, expected {MAX_CHUNK_BYTES} at most")
     if compression == "zstd":
         zstandard = require("zstandard")
         try:
-            records = zstandard.ZstdDecompressor().decompress(data, max_output_size=size)
+            # A stream stops at a size; `decompress` believes the one that the data claim.
+            with zstandard.ZstdDecompressor().stream_reader(data) as stream:
+                records = stream.read(size + 1)
         except zstandard.ZstdError as error:
             raise DamagedRecord(f"a chunk cannot be decompressed: {error}") from None
     elif compression == "lz4":
         try:
-            records = require("lz4.frame").decompress(data)
+            records = require("lz4.frame").LZ4FrameDecompressor().decompress(data, size + 1)
         except RuntimeError as error:
             raise DamagedRecord(f"a chunk cannot be decompressed: {error}") from None
     else:

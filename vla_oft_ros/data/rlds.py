@@ -227,15 +227,22 @@ def read_dataset(folder: Path, split: str = "train") -> Iterator[Episode]:
     try:
         information = json.loads((folder / "dataset_info.json").read_text(encoding="utf-8"))
         (found,) = [entry for entry in information["splits"] if entry["name"] == split]
-    except (OSError, KeyError, ValueError) as error:
+        count = len(found["shardLengths"])
+        prefix = Path(information["name"]).name  # never out of the folder
+    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(
             f"{folder}: expected an RLDS data set with split {split}; {error}"
         ) from None
-    count = len(found["shardLengths"])
     for number in range(count):
-        name = f"{information['name']}-{split}.tfrecord-{number:05d}-of-{count:05d}"
-        for record in read_records(folder / name):
-            yield _episode(unpack_example(record))
+        path = folder / f"{prefix}-{split}.tfrecord-{number:05d}-of-{count:05d}"
+        for record in read_records(path):
+            try:
+                episode = _episode(unpack_example(record))
+            except (LookupError, TypeError, AttributeError, ArithmeticError, ValueError) as error:
+                raise ValueError(
+                    f"{path}: expected an episode in ALOHA's layout; {error!r}"
+                ) from None
+            yield episode
 
 
 def _episode(features: Mapping[str, Any]) -> Episode:

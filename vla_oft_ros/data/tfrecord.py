@@ -7,6 +7,7 @@ tensorflow/core/lib/io/record_writer, tensorflow/core/example/example.proto.
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -39,10 +40,16 @@ def read_records(path: Path) -> Iterator[bytes]:
         RecordError: if a checksum is wrong or the file ends within a record.
     """
     with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
         while head := file.read(12):
             if len(head) < 12 or _checksum(head[:8]) != head[8:]:
                 raise RecordError(f"{path}: expected a record at {file.tell() - len(head)}")
             (length,) = struct.unpack("<Q", head[:8])
+            if length > size - file.tell():  # nothing is allocated for what is not there
+                raise RecordError(
+                    f"{path}: expected a record of {length} bytes at {file.tell()}; the file has "
+                    f"{size}"
+                )
             data, checksum = file.read(length), file.read(4)
             if len(data) < length or _checksum(data) != checksum:
                 raise RecordError(f"{path}: the record before {file.tell()} is damaged")
@@ -84,7 +91,7 @@ def unpack_example(data: bytes) -> dict[str, Values]:
             name, feature = "", memoryview(b"")
             for number, content in _fields(entry):
                 if number == 1:
-                    name = bytes(content).decode()
+                    name = _name(content)
                 else:
                     feature = content
             for kind, content in _fields(feature):
@@ -97,12 +104,22 @@ def _values(kind: int, parts: list[memoryview]) -> Values:
         return [bytes(part) for part in parts]
     joined = b"".join(parts)
     if kind == _FLOATS:
+        if len(joined) % 4:
+            raise RecordError("expected a tf.train.Example; a list of floats is cut off")
         return np.frombuffer(joined, dtype="<f4").astype(np.float32)
     integers, place = [], 0
     while place < len(joined):
         value, place = _take_varint(memoryview(joined), place)
+        value &= 2**64 - 1
         integers.append(value - 2**64 if value >= 2**63 else value)
     return np.array(integers, dtype=np.int64)
+
+
+def _name(content: memoryview) -> str:
+    try:
+        return bytes(content).decode()
+    except UnicodeDecodeError as error:
+        raise RecordError(f"expected a tf.train.Example; {error}") from None
 
 
 def _varint(value: int) -> bytes:

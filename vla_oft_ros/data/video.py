@@ -16,6 +16,7 @@ import numpy as np
 from vla_oft_ros.data.atomic import new_file
 from vla_oft_ros.data.episode import EpisodeError
 from vla_oft_ros.data.optional import require
+from vla_oft_ros.image_decoding import MAX_PIXELS
 
 CODECS = {
     "h264": ("libx264", {"crf": "23", "g": "2", "preset": "veryfast"}),
@@ -156,8 +157,14 @@ class VideoFrames:
         number += self._first
         try:
             if self._container is None:
-                self._container = av.open(str(self._path))
+                # Only MP4: a playlist under this name could make it open other files.
+                self._container = av.open(str(self._path), format="mp4")
             stream = self._container.streams.video[0]
+            if stream.width * stream.height > MAX_PIXELS:
+                raise EpisodeError(
+                    f"{self._path}: expected at most {MAX_PIXELS} pixels; got "
+                    f"{stream.width}x{stream.height}"
+                )
             if number != self._next:
                 self._container.seek(int(number / self._rate_hz / stream.time_base), stream=stream)
                 self._frames = self._container.decode(stream)
@@ -165,6 +172,6 @@ class VideoFrames:
                 if round(frame.time * self._rate_hz) >= number:
                     self._next = number + 1
                     return np.asarray(frame.to_ndarray(format="rgb24"))
-        except (av.FFmpegError, OSError) as error:
+        except (av.FFmpegError, OSError, IndexError, TypeError, ZeroDivisionError) as error:
             raise EpisodeError(f"{self._path}: expected a video; {error}") from None
         raise EpisodeError(f"{self._path}: expected frame {number}; the video ends before")
