@@ -49,8 +49,7 @@ def mix(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = Non
     """Scaled dot-product attention by the fastest way there is.
 
     While gradients are kept in bfloat16 on a CPU, that is the plain formula: its products run on
-    the matrix units, the backward pass of PyTorch's fused kernel does not; it takes half the time
-    (docs/performance.md).
+    the matrix units, the backward pass of PyTorch's fused kernel does not (docs/performance.md).
 
     Args:
         queries: (B, heads, S, d).
