@@ -60,14 +60,16 @@ def picture(number: int) -> np.ndarray:
     return np.full((SIDE_PX, SIDE_PX, 3), 10 + 20 * number, dtype=np.uint8)
 
 
-def tokens(stamp_ns: int, camera: str = HIGH, layer: int = 2) -> messages.RetainedTokens:
+def tokens(
+    stamp_ns: int, camera: str = HIGH, layer: int = 2, kept: int = KEPT
+) -> messages.RetainedTokens:
     return retained_to_msg(
         RetainedTokens(
             camera=camera,
             stamp_ns=stamp_ns,
             grid=(16, 16),
             layer=layer,
-            patch_indices=np.array([KEPT], dtype=np.int32),
+            patch_indices=np.array([kept], dtype=np.int32),
             kept_by=np.array([KeptBy.DYNAMIC], dtype=np.uint8),
         )
     )
@@ -172,14 +174,20 @@ def test_nothing_is_drawn_of_tokens_whose_frame_never_came(make_bench: Callable)
     bench.graph.until(missed, "a missed frame in /diagnostics")
 
 
-def test_stages_that_come_one_by_one_make_one_overlay_of_the_last(make_bench: Callable) -> None:
-    bench = make_bench(rate_hz=5.0)
+@pytest.mark.parametrize(("asked", "expected"), [(0, 25), (12, 10)])
+def test_stages_that_come_one_by_one_make_one_overlay_of_the_last_or_of_that_asked_for(
+    asked: int, expected: int, make_bench: Callable
+) -> None:
+    bench = make_bench(rate_hz=5.0, layer=asked)
     shown = bench.graph.hear(Image, f"viewer/overlay/{HIGH}")
     bench.show_frames(3)
-    bench.say(*(tokens(2 * FRAME_NS, layer=layer) for layer in (2, 10, 15, 20, 25)))
+    stages = (2, 10, 15, 20, 25)
+    kept = {stage: KEPT if stage == expected else KEPT + 100 for stage in stages}
+    bench.say(*(tokens(2 * FRAME_NS, layer=stage, kept=kept[stage]) for stage in stages))
     bench.graph.until(lambda: shown, "an overlay")
     bench.graph.listen_in_silence(0.5)
     assert len(shown) == 1
+    assert kept_pixel(image_from_msg(shown[0])) == picture(2)[0, 0, 0]  # else it would be dim
 
 
 def test_raw_and_compressed_overlays_are_the_same_picture(make_bench: Callable) -> None:
