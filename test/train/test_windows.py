@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -125,3 +126,28 @@ def test_what_is_missing_is_named_with_the_setting_that_mends_it(tmp_path: Path)
         find_episodes([tmp_path / "nowhere"], keep_failures=False)
     with pytest.raises(ValueError, match="expected HDF5 episodes or a LeRobot v3 set"):
         find_episodes([tmp_path], keep_failures=False)
+
+
+def test_the_starts_are_the_first_windows_of_every_episode_and_no_others() -> None:
+    windows = dataset([make_episode(0), make_episode(1, steps=2), make_episode(2)])
+    starts = windows.starts(3)
+    located = [windows.locate(int(index)) for index in starts]
+    assert located == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (2, 0), (2, 1), (2, 2)]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_beginnings_come_as_often_as_asked_for_and_the_same_sample_is_always_the_same_frame(
+    share: float,
+) -> None:
+    samples = pytest.importorskip("vla_oft_ros.train.samples")
+    windows = dataset([make_episode(number, steps=200) for number in range(2)])
+    preparation = SimpleNamespace(seed=7)
+    drawn, again = (
+        samples.TrainingSamples(windows, preparation, start_share=share, start_frames=2)
+        for _ in range(2)
+    )
+    frames = [drawn.frame(number) for number in range(2000)]
+    assert [again.frame(number) for number in reversed(range(2000))] == frames[::-1]
+    begun = np.isin(frames, windows.starts(2)).mean()
+    expected = share + (1.0 - share) * 4 / len(windows)
+    assert begun == pytest.approx(expected, abs=0.03)  # three deviations of 2000 draws

@@ -49,6 +49,17 @@ class TrainingDataConfig:
             "Random crops and colours in training; the policy then crops centrally when it runs."
         ),
     )
+    start_share: float = field(
+        default=0.0,
+        metadata=doc(
+            "Share of the samples that are taken from the first start_frames of an episode, where "
+            "only the images tell what will be done. Later the arm's own motion tells, and a "
+            "small network looks no further; 0 is none, as officially.",
+            ge=0.0,
+            le=1.0,
+        ),
+    )
+    start_frames: int = field(default=10, metadata=doc("See start_share.", ge=1, le=1000))
     workers: int = field(
         default=2,
         metadata=doc("Processes that prepare samples; 0 is the training process.", ge=0, le=64),
@@ -147,6 +158,15 @@ class FinetuneConfig:
             "none, as officially.",
             ge=0.0,
             le=10.0,
+        ),
+    )
+    vision_start_steps: int = field(
+        default=0,
+        metadata=doc(
+            "Steps before the first one, in which vision towers and projector alone learn from "
+            "the beginnings of episodes where things are. For towers that start from random "
+            "weights; 0 is none, as officially.",
+            ge=0,
         ),
     )
     learning_rate: float = field(default=5e-4, metadata=doc("Highest rate.", ge=0.0, le=1.0))

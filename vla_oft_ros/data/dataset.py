@@ -129,6 +129,16 @@ class ChunkDataset(Dataset[Window]):
         episode = int(np.searchsorted(self._ends, index, side="right"))
         return episode, index - (int(self._ends[episode - 1]) if episode else 0)
 
+    def starts(self, frames: int) -> np.ndarray:
+        """(S,) int64 indices of the windows that begin in the first frames of an episode."""
+        firsts = np.concatenate([[0], self._ends[:-1]])
+        return np.concatenate(
+            [
+                np.arange(first, min(first + frames, end))
+                for first, end in zip(firsts, self._ends, strict=True)
+            ]
+        )
+
     def __getitem__(self, index: int) -> Window:
         number, step = self.locate(index)
         vectors = self._episodes[number]

@@ -9,7 +9,7 @@ computes with the same samples per step. Source of the recipe: openvla-oft `fine
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -38,6 +38,7 @@ from vla_oft_ros.train.samples import (
     loader,
 )
 from vla_oft_ros.train.schedule import Schedule
+from vla_oft_ros.train.vision_start import start_vision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +68,7 @@ def finetune(config: FinetuneConfig, console: Console) -> TrainingResult:
         DivergedError: if the loss is not finite; the last checkpoint stays as it is.
     """
     run_dir = _run_dir(config)
+    _check_vision_start(config)
     if config.threads:
         torch.set_num_threads(config.threads)
     with joined(config.device) as processes:
@@ -81,7 +83,17 @@ def finetune(config: FinetuneConfig, console: Console) -> TrainingResult:
         collector = StatisticsCollector()
         for reader in readers:  # those for validation too, as officially
             collector.add(reader())
-        training = _Training(config, processes, windows, held_out, collector.finish(), profile)
+        goes_on = config.resume and bool(saved_checkpoints(run_dir))
+        training = _Training(
+            config,
+            processes,
+            windows,
+            held_out,
+            collector.finish(),
+            profile,
+            vision_start=config.vision_start_steps > 0 and not goes_on,
+            say=partial(console.print, soft_wrap=True) if processes.first else lambda line: None,
+        )
         return training.run(run_dir, console)
 
 
@@ -95,6 +107,22 @@ def _run_dir(config: FinetuneConfig) -> Path:
             "choose another folder"
         )
     return run_dir
+
+
+def _check_vision_start(config: FinetuneConfig) -> None:
+    """All weights are trained, and each process holds all of them."""
+    if not config.vision_start_steps:
+        return
+    if config.lora_rank:
+        raise ConfigError(
+            "vision_start_steps: expected 0 where lora_rank keeps the weights of the base frozen; "
+            f"got {config.vision_start_steps} and rank {config.lora_rank}"
+        )
+    if config.sharding == "fsdp":
+        raise ConfigError(
+            "vision_start_steps: expected 0, or sharding ddp; fsdp splits the vision towers among "
+            f"the processes; got {config.vision_start_steps}"
+        )
 
 
 def _windows(
@@ -126,6 +154,9 @@ class _Training:
         held_out: ChunkDataset | None,
         statistics: Statistics,
         profile: str,
+        *,
+        vision_start: bool,
+        say: Callable[[str], None],
     ) -> None:
         self.config = config
         self.floored = statistics.floored
@@ -151,6 +182,21 @@ class _Training:
             pads_in_film_average=config.official.pads_in_film_average,
             vision_probe=config.vision_probe,
         ).to(processes.device)
+        preparation = Preparation.of(
+            checkpoint,
+            seed=config.seed,
+            augmented=config.data.augment,
+            diagonal_crops=config.official.diagonal_crops,
+        )
+        if vision_start:
+            start_vision(
+                self.objective,
+                windows,
+                held_out,
+                preparation,
+                steps=config.vision_start_steps,
+                say=say,
+            )
         self.module = spread(self.objective, processes, config.sharding)
         parameters = [p for p in self.objective.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
@@ -179,6 +225,9 @@ class _Training:
                 "chunk_len": config.chunk_len,
                 "lora_rank": config.lora_rank,
                 "vision_probe": config.vision_probe,
+                "vision_start_steps": config.vision_start_steps,
+                "data.start_share": config.data.start_share,
+                "data.start_frames": config.data.start_frames,
                 "seed": config.seed,
                 "data.name": config.data.name,
                 "data.cameras": list(config.data.cameras),
@@ -186,13 +235,12 @@ class _Training:
                 "samples per step": self.shares.per_step,
             },
         )
-        preparation = Preparation.of(
-            checkpoint,
-            seed=config.seed,
-            augmented=config.data.augment,
-            diagonal_crops=config.official.diagonal_crops,
+        self.samples = TrainingSamples(
+            windows,
+            preparation,
+            start_share=config.data.start_share,
+            start_frames=config.data.start_frames,
         )
-        self.samples = TrainingSamples(windows, preparation)
         self.held_out = (
             None
             if held_out is None

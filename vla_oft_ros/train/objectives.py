@@ -149,7 +149,7 @@ class Objective(nn.Module):
         self.model.check(batch.inputs)
         device = batch.actions.device.type
         with torch.autocast(device, self.autocast, enabled=self.autocast is not None):
-            context = self.model.embed(batch.inputs, self._film(batch.inputs))
+            context = self.model.embed(batch.inputs, self.film(batch.inputs))
             losses = self._losses(context, batch)
         if self.probe is None:
             return losses
@@ -185,7 +185,8 @@ class Objective(nn.Module):
             actions: Tensor = self.model.action_head(hidden.to(weight.dtype)).float()
         return actions
 
-    def _film(self, inputs: ModelInputs) -> Modulations | None:
+    def film(self, inputs: ModelInputs) -> Modulations | None:
+        """What the instructions do to the vision towers; None without FiLM."""
         if not self.model.config.film or self.pads_in_film_average:
             return self.model.film(inputs)
         embeddings = self.model.language_model.model.embed_tokens(inputs.input_ids)  # (B, ids, D)

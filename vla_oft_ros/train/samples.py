@@ -23,6 +23,9 @@ from vla_oft_ros.normalization import NormStats, normalize
 from vla_oft_ros.train.augmentation import augment
 from vla_oft_ros.train.objectives import Batch
 
+_STARTS = 99
+"""Keeps the draw of beginnings apart from other random numbers of the same sample."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Sample:
@@ -121,20 +124,36 @@ class Preparation:
 
 
 class TrainingSamples(Dataset[Sample]):
-    """The endless sequence: every frame once per epoch, in an order of its own.
+    """The endless sequence: every frame once per epoch, in an order of its own; beginnings more
+    often, if asked for.
 
     Args:
         windows: Training frames.
         preparation: How they are prepared.
+        start_share: Share of the samples that are taken from the beginnings of episodes instead.
+        start_frames: How many frames are the beginning.
     """
 
-    def __init__(self, windows: ChunkDataset, preparation: Preparation) -> None:
+    def __init__(
+        self,
+        windows: ChunkDataset,
+        preparation: Preparation,
+        *,
+        start_share: float = 0.0,
+        start_frames: int = 1,
+    ) -> None:
         self.windows = windows
         self.preparation = preparation
+        self.start_share = start_share
+        self._starts = windows.starts(start_frames) if start_share else None
         self._order: tuple[int, np.ndarray] | None = None
 
     def frame(self, number: int) -> int:
         """Which window sample `number` shows."""
+        if self._starts is not None:
+            draw = np.random.default_rng([self.preparation.seed, _STARTS, number])
+            if draw.random() < self.start_share:
+                return int(draw.choice(self._starts))
         epoch, place = divmod(number, len(self.windows))
         if self._order is None or self._order[0] != epoch:
             generator = np.random.default_rng([self.preparation.seed, epoch])
