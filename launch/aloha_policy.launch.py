@@ -29,6 +29,8 @@ from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import Node
 from launch_ros.substitutions import FindPackageShare
 
+from vla_oft_ros.security.environment import secured
+
 PACKAGE = "vla_oft_ros"
 VIEWER = Path(__file__).parent / "aloha_viewer.launch.py"
 KILL_AFTER_S = "30"
@@ -56,6 +58,10 @@ ARGUMENTS = {
         "Record a rosbag2 (MCAP) of cameras, joints, chunks and targets (true or false).",
     ),
     "bag": ("", "Folder of the recording; empty names it by date."),
+    "security": (
+        "",
+        "Keystore of `vla_oft make-keystore`: every node in its enclave; empty is no security.",
+    ),
     "config_dir": (
         "",
         "Folder of the nodes' YAML files; empty is the installed one.",
@@ -93,6 +99,7 @@ def _start(context: LaunchContext) -> list:
             sigkill_timeout=KILL_AFTER_S,
             parameters=[f"{config_dir}/{yaml}", given],
             arguments=["--ros-args", "--log-level", f"{name}:={argument('log_level')}"],
+            additional_env=secured(argument("security"), name),
         )
 
     profile = argument("profile")
@@ -125,7 +132,7 @@ def _start(context: LaunchContext) -> list:
     if _is_true(context, "viewer") or rviz:
         # Not among those above: the robot goes on when a viewer ends.
         passed = {"sim": str(sim), "rviz": str(rviz), "profile": profile, "config_dir": config_dir}
-        passed["log_level"] = argument("log_level")
+        passed |= {name: argument(name) for name in ("log_level", "security")}
         actions.append(
             IncludeLaunchDescription(
                 PythonLaunchDescriptionSource(str(VIEWER)), launch_arguments=passed.items()
@@ -138,6 +145,7 @@ def _start(context: LaunchContext) -> list:
             ExecuteProcess(
                 cmd=["ros2", "bag", "record", "--all", "-s", "mcap", *sim_time, *bag],
                 output="screen",
+                additional_env=secured(argument("security"), "operator"),
             )
         )
     return actions

@@ -23,6 +23,8 @@ from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
 
+from vla_oft_ros.security.environment import secured
+
 PACKAGE = "vla_oft_ros"
 
 ARGUMENTS = {
@@ -31,6 +33,10 @@ ARGUMENTS = {
     "profile": ("", "Robot profile of config/aloha.yaml; empty keeps the file."),
     "instruction": ("", "What is done; empty keeps the file or waits for the topic."),
     "gripper_trigger": ("", "off, start or start_and_stop; empty keeps the file."),
+    "security": (
+        "",
+        "Keystore of `vla_oft make-keystore`: every node in its enclave; empty is no security.",
+    ),
     "config_dir": ("", "Folder of recorder.yaml; empty is the installed one."),
     "log_level": ("info", "Log level of the nodes."),
 }
@@ -64,6 +70,7 @@ def _start(context: LaunchContext) -> list:
             emulate_tty=True,
             parameters=[f"{config_dir}/{yaml}", given],
             arguments=["--ros-args", "--log-level", f"{name}:={argument('log_level')}"],
+            additional_env=secured(argument("security"), name),
             # A large episode takes its time to be saved.
             sigterm_timeout="60",
         )

@@ -15,6 +15,8 @@ from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import Node
 from launch_ros.substitutions import FindPackageShare
 
+from vla_oft_ros.security.environment import secured
+
 PACKAGE = "vla_oft_ros"
 RVIZ = "rviz2"
 NO_RVIZ = (
@@ -26,6 +28,10 @@ ARGUMENTS = {
     "sim": ("false", "Use the time of the simulated ALOHA (true or false)."),
     "rviz": ("false", "Start RViz with config/aloha_policy.rviz (true or false)."),
     "profile": ("", "Robot profile of config/aloha.yaml; empty keeps the file."),
+    "security": (
+        "",
+        "Keystore of `vla_oft make-keystore`: every node in its enclave; empty is no security.",
+    ),
     "config_dir": ("", "Folder of token_viewer.yaml; empty is the installed one."),
     "log_level": ("info", "Log level of the viewer."),
 }
@@ -65,6 +71,7 @@ def _start(context: LaunchContext) -> list:
             emulate_tty=True,
             parameters=[f"{config_dir}/token_viewer.yaml", given],
             arguments=["--ros-args", "--log-level", f"{name}:={argument('log_level')}"],
+            additional_env=secured(argument("security"), name),
         )
     ]
     if _is_true(context, "rviz"):
@@ -76,6 +83,7 @@ def _start(context: LaunchContext) -> list:
                 executable=RVIZ,
                 arguments=["-d", f"{config_dir}/aloha_policy.rviz"],
                 parameters=[{"use_sim_time": given["use_sim_time"]}],
+                additional_env=secured(argument("security"), "operator"),
             )
         )
     return actions

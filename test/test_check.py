@@ -27,7 +27,7 @@ def printed() -> Console:
 def test_every_finding_says_what_was_found_and_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check, "_probe", lambda code: (False, "no such thing"))
     findings = check_machine()
-    assert len({finding.name for finding in findings}) == len(findings) == 10
+    assert len({finding.name for finding in findings}) == len(findings) == 11
     for finding in findings:
         assert finding.found, finding.name
         assert finding.good or finding.advice, finding.name
@@ -155,3 +155,42 @@ def test_the_shipped_udev_rules_are_rules_in_pairs_of_key_and_value() -> None:
 def test_this_python_is_good_enough() -> None:
     finding = check._python()
     assert finding.good and sys.version.split()[0] in finding.found
+
+
+@pytest.mark.parametrize(
+    ("said", "good"),
+    [
+        ("rmw_fastrtps_cpp, built without DDS security", False),
+        ("rmw_fastrtps_cpp, built with DDS security", True),
+        ("rmw_zenoh_cpp, ignores DDS security", False),
+        ("ModuleNotFoundError: No module named 'rclpy'", False),
+    ],
+)
+def test_security_is_what_the_middleware_says(
+    said: str, good: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check, "_probe", lambda code: (True, said))
+    finding = check._security()
+    assert (finding.good, finding.found, finding.needed) == (good, said, False)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        ("cannot: use -DSECURITY=ON", "built without DDS security"),
+        ("couldn't find all security files!", "built with DDS security"),
+        (None, "ignores DDS security"),
+    ],
+)
+def test_the_probe_of_security_understands_the_middleware(
+    error: str | None, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With an rclpy that answers as the middlewares do."""
+    raising = f"raise RuntimeError({error!r})" if error else "pass"
+    (tmp_path / "rclpy.py").write_text(
+        f"def init(): pass\ndef create_node(name): {raising}\n"
+        "def get_rmw_implementation_identifier(): return 'rmw_x'\n",
+        encoding="utf-8",
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert check._security().found == f"rmw_x, {told}"

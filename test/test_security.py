@@ -20,6 +20,7 @@ import pytest
 from vla_oft_ros import cli
 from vla_oft_ros.aloha import load_profile
 from vla_oft_ros.config import config_dir, load_yaml
+from vla_oft_ros.security.environment import secured
 from vla_oft_ros.security.keystore import make_keystore
 from vla_oft_ros.security.policy import (
     DISCOVERY,
@@ -345,3 +346,18 @@ def test_sros2_makes_the_same_permissions_of_the_same_policy(tmp_path: Path) -> 
                 }
                 assert topics == set(getattr(access, kind)), (path.name, name, kind)
     schemas["governance"].assertValid(etree.parse(io.BytesIO(governance(0))))
+
+
+def test_a_process_gets_its_enclave_from_a_keystore_that_has_it(tmp_path: Path) -> None:
+    assert secured("", "policy_node") == {}
+    with pytest.raises(ValueError, match="expected a keystore with the enclave /vla_oft/replay"):
+        secured(str(tmp_path), "replay")
+    own = tmp_path / "enclaves/vla_oft/policy_node"
+    own.mkdir(parents=True)
+    (own / "permissions.p7s").touch()
+    assert secured(str(tmp_path), "policy_node") == {
+        "ROS_SECURITY_ENABLE": "true",
+        "ROS_SECURITY_STRATEGY": "Enforce",
+        "ROS_SECURITY_KEYSTORE": str(tmp_path),
+        "ROS_SECURITY_ENCLAVE_OVERRIDE": "/vla_oft/policy_node",
+    }

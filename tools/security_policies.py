@@ -20,10 +20,10 @@ from reference_graph import ends_of, interbotix_ends, running_nodes
 
 from vla_oft_ros.aloha import RobotProfile, load_profile
 from vla_oft_ros.config import config_dir, load_yaml
+from vla_oft_ros.security.environment import SPACE
 from vla_oft_ros.security.policy import ALLOW, RIGHTS, SUFFIX, VERSION
 
 FOLDER = config_dir() / "security"
-SPACE = "/vla_oft"
 RIGHT_OF = {
     "publishes": "publish", "hears": "subscribe", "offers": "reply", "calls": "request",
 }  # fmt: skip

@@ -30,6 +30,9 @@ _PROBE_TIMEOUT_S = 60
 _MIN_DEMO_MEMORY_GIB = 3.0
 _MEMORY_7B_GIB = 20.0
 """16 GB of bf16 weights (7.5e9 parameters, and FiLM) with room for activations."""
+_WITH_SECURITY = "built with DDS security"
+_WITHOUT_SECURITY = "SECURITY=ON"
+"""CMake's option, which rmw_fastrtps and rmw_cyclonedds name when they were built without it."""
 _GL_PACKAGES = "libegl1 libegl-mesa0 libgl1-mesa-dri"
 
 
@@ -58,6 +61,7 @@ def check_machine() -> list[Finding]:
         _python,
         _ros,
         _messages,
+        _security,
         _torch,
         _gpu,
         _mujoco,
@@ -151,6 +155,32 @@ def _messages() -> Finding:
         advice="build them: `make demo` does, or `colcon build` in a ROS workspace and source "
         "install/setup.bash",
         needed=True,
+    )
+
+
+def _security() -> Finding:
+    """Asks the middleware for a secured node without keys: what it says tells whether it could."""
+    _, text = _probe(
+        "import os, tempfile, rclpy\n"
+        "with tempfile.TemporaryDirectory() as keys:\n"
+        "    os.makedirs(keys + '/enclaves/probe')\n"
+        "    os.environ.update(ROS_SECURITY_ENABLE='true', ROS_SECURITY_STRATEGY='Enforce',\n"
+        "        ROS_SECURITY_KEYSTORE=keys, ROS_SECURITY_ENCLAVE_OVERRIDE='/probe',\n"
+        "        ROS_AUTOMATIC_DISCOVERY_RANGE='OFF')\n"
+        "    told = 'ignores DDS security'\n"
+        "    try:\n"
+        "        rclpy.init(); rclpy.create_node('probe')\n"
+        "    except Exception as error:\n"
+        f"        told = 'built without DDS security' if {_WITHOUT_SECURITY!r} in str(error) \\\n"
+        f"            else {_WITH_SECURITY!r}\n"
+        "    print(f'{rclpy.get_rmw_implementation_identifier()}, {told}')"
+    )
+    return Finding(
+        name="Security",
+        good=text.endswith(_WITH_SECURITY),
+        found=text,
+        advice="on this machine anybody on the robot's network can command it: keep that network "
+        "to yourself, or use the ROS 2 Jazzy packages of Ubuntu; see docs/security.md",
     )
 
 

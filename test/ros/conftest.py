@@ -46,7 +46,9 @@ def pytest_pycollect_makemodule(module_path: Path, parent: Any) -> pytest.Module
 def own_ros(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keeps every packet on loopback and in a domain of this pytest process."""
     with pytest.MonkeyPatch.context() as patch:
-        environment: dict[str, str] = {}
+        # Another middleware may be asked for: `RMW_IMPLEMENTATION=rmw_cyclonedds_cpp make test`.
+        chosen = os.environ.get("RMW_IMPLEMENTATION")
+        environment = {"RMW_IMPLEMENTATION": chosen} if chosen else {}
         keep_on_loopback(environment, config_dir())
         for name, value in environment.items():
             patch.setenv(name, value)
