@@ -10,18 +10,20 @@ import pytest
 import torch
 from made_up import CHUNK_LEN, SIZE_PX, STEPS, MakeConfig, make_episode
 from rich.console import Console
+from safetensors.torch import load_file
 
 from vla_oft_ros.aloha import CAMERAS
 from vla_oft_ros.config import ConfigError
 from vla_oft_ros.data.dataset import ChunkDataset
 from vla_oft_ros.data.episode import Episode
 from vla_oft_ros.data.statistics import StatisticsCollector
+from vla_oft_ros.model.checkpoint import load_checkpoint
 from vla_oft_ros.train.base import load_base, make_small_base
-from vla_oft_ros.train.finetune import finetune
-from vla_oft_ros.train.lora import choose_trained
+from vla_oft_ros.train.finetune import VISION_START_FILE, finetune
+from vla_oft_ros.train.lora import choose_trained, is_unused
 from vla_oft_ros.train.objectives import Objective
 from vla_oft_ros.train.samples import Preparation
-from vla_oft_ros.train.vision_start import start_vision
+from vla_oft_ros.train.vision_start import seen_by, start_vision
 
 PLACES = SIZE_PX // 14
 BLIND = 0.8
@@ -110,9 +112,29 @@ def test_a_training_begins_with_it_once_and_a_resumed_one_does_not(
     assert not [line for line in said if "vision start" in line]
 
 
+def test_frozen_towers_keep_what_they_learned_through_checkpoints_and_resumption(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    quiet = Console(quiet=True)
+    config = make_config(tmp_path, vision_start_steps=2, freeze_vision=True, save_every=1)
+    finetune(replace(config, max_steps=1), quiet)
+    last = finetune(replace(config, max_steps=3), quiet).checkpoint_dir
+    started = load_file(tmp_path / VISION_START_FILE)
+    model = load_checkpoint(last, device=torch.device("cpu"), dtype=torch.float32).model
+    reloaded = seen_by(model)
+    used = [name for name in started if not is_unused(name, model.config)]
+    assert len(used) > 30
+    for name in used:
+        assert torch.equal(reloaded[name], started[name]), name
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
-    [({"lora_rank": 4}, "lora_rank"), ({"sharding": "fsdp"}, "sharding ddp")],
+    [
+        ({"lora_rank": 4}, "lora_rank"),
+        ({"sharding": "fsdp"}, "sharding ddp"),
+        ({"freeze_vision": True, "vision_probe": 0.5}, "nobody to be taught"),
+    ],
 )
 def test_it_is_refused_where_it_cannot_train_the_towers(
     changes: dict, expected: str, make_config: MakeConfig, tmp_path: Path

@@ -169,6 +169,13 @@ class FinetuneConfig:
             ge=0,
         ),
     )
+    freeze_vision: bool = field(
+        default=False,
+        metadata=doc(
+            "Train vision towers, FiLM, projector and word embeddings no further than "
+            "vision_start_steps did. A small LLM that cannot read yet spoils what they say."
+        ),
+    )
     learning_rate: float = field(default=5e-4, metadata=doc("Highest rate.", ge=0.0, le=1.0))
     decay_steps: tuple[int, ...] = field(
         default=(50000,),

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint as recompute
@@ -26,7 +27,7 @@ from vla_oft_ros.data.dataset import ChunkDataset, EpisodeReader, find_episodes,
 from vla_oft_ros.data.statistics import Statistics, StatisticsCollector
 from vla_oft_ros.train.base import load_base, make_small_base
 from vla_oft_ros.train.checkpoints import DivergedError, Trainee, resume, save, saved_checkpoints
-from vla_oft_ros.train.lora import choose_trained
+from vla_oft_ros.train.lora import choose_trained, freeze_vision
 from vla_oft_ros.train.objectives import Batch, Losses, Objective
 from vla_oft_ros.train.processes import Processes, gradients_later, joined, split_again, spread
 from vla_oft_ros.train.report import TrainingReport
@@ -38,7 +39,10 @@ from vla_oft_ros.train.samples import (
     loader,
 )
 from vla_oft_ros.train.schedule import Schedule
-from vla_oft_ros.train.vision_start import start_vision
+from vla_oft_ros.train.vision_start import seen_by, start_vision
+
+VISION_START_FILE = "vision_start.safetensors"
+"""In run_dir: vision towers and projector as `vision_start_steps` left them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +87,6 @@ def finetune(config: FinetuneConfig, console: Console) -> TrainingResult:
         collector = StatisticsCollector()
         for reader in readers:  # those for validation too, as officially
             collector.add(reader())
-        goes_on = config.resume and bool(saved_checkpoints(run_dir))
         training = _Training(
             config,
             processes,
@@ -91,7 +94,7 @@ def finetune(config: FinetuneConfig, console: Console) -> TrainingResult:
             held_out,
             collector.finish(),
             profile,
-            vision_start=config.vision_start_steps > 0 and not goes_on,
+            run_dir=run_dir,
             say=partial(console.print, soft_wrap=True) if processes.first else lambda line: None,
         )
         return training.run(run_dir, console)
@@ -111,6 +114,11 @@ def _run_dir(config: FinetuneConfig) -> Path:
 
 def _check_vision_start(config: FinetuneConfig) -> None:
     """All weights are trained, and each process holds all of them."""
+    if config.freeze_vision and config.vision_probe:
+        raise ConfigError(
+            "vision_probe: expected 0 where freeze_vision leaves nobody to be taught; got "
+            f"{config.vision_probe:g}"
+        )
     if not config.vision_start_steps:
         return
     if config.lora_rank:
@@ -155,7 +163,7 @@ class _Training:
         statistics: Statistics,
         profile: str,
         *,
-        vision_start: bool,
+        run_dir: Path,
         say: Callable[[str], None],
     ) -> None:
         self.config = config
@@ -188,15 +196,10 @@ class _Training:
             augmented=config.data.augment,
             diagonal_crops=config.official.diagonal_crops,
         )
-        if vision_start:
-            start_vision(
-                self.objective,
-                windows,
-                held_out,
-                preparation,
-                steps=config.vision_start_steps,
-                say=say,
-            )
+        if config.vision_start_steps:
+            self._start_vision(run_dir, windows, held_out, preparation, say)
+        if config.freeze_vision:
+            freeze_vision(checkpoint.model)
         self.module = spread(self.objective, processes, config.sharding)
         parameters = [p for p in self.objective.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
@@ -226,6 +229,7 @@ class _Training:
                 "lora_rank": config.lora_rank,
                 "vision_probe": config.vision_probe,
                 "vision_start_steps": config.vision_start_steps,
+                "freeze_vision": config.freeze_vision,
                 "data.start_share": config.data.start_share,
                 "data.start_frames": config.data.start_frames,
                 "seed": config.seed,
@@ -246,6 +250,33 @@ class _Training:
             if held_out is None
             else ValidationSamples(held_out, preparation, config.validation_frames)
         )
+
+    def _start_vision(
+        self,
+        run_dir: Path,
+        windows: ChunkDataset,
+        held_out: ChunkDataset | None,
+        preparation: Preparation,
+        say: Callable[[str], None],
+    ) -> None:
+        """Once per run_dir: checkpoints hold only what is trained after it."""
+        kept = run_dir / VISION_START_FILE
+        if not (self.config.resume and kept.is_file()):
+            start_vision(
+                self.objective,
+                windows,
+                held_out,
+                preparation,
+                steps=self.config.vision_start_steps,
+                say=say,
+            )
+            if self.processes.first:
+                part = kept.with_suffix(".part")
+                save_file(seen_by(self.objective.model), part)
+                part.replace(kept)
+            self.processes.wait()
+        # Read back by those who computed it too: the same numbers in all processes.
+        self.objective.model.load_state_dict(load_file(kept), strict=False)
 
     def run(self, run_dir: Path, console: Console) -> TrainingResult:
         config = self.config

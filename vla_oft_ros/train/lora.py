@@ -92,6 +92,13 @@ def choose_trained(model: OpenVLAOFT, *, rank: int, dropout: float = 0.0) -> Non
     model.train()
 
 
+def freeze_vision(model: OpenVLAOFT) -> None:
+    """Trains vision towers, FiLM, projector and the words that drive FiLM no further."""
+    for name, parameter in model.named_parameters():
+        if name.startswith(("vision_backbone.", "projector.")) or ".embed_tokens." in name:
+            parameter.requires_grad_(False)
+
+
 def merged_tensors(tensors: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:
     """Folds LoRA into its base weights: parameters of a network with LoRA → of one without.
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from vla_oft_ros.config import ConfigError
 from vla_oft_ros.data.dataset import ChunkDataset
+from vla_oft_ros.model.vla import OpenVLAOFT
 from vla_oft_ros.train.objectives import Batch, Objective
 from vla_oft_ros.train.samples import Preparation, Sample, collate
 
@@ -107,13 +108,7 @@ def start_vision(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(preparation.seed)
         reader = _Reader(model.config.llm.width, components.count).to(device)
-    taught = [
-        parameter
-        for name, parameter in model.named_parameters()
-        if name.startswith(("vision_backbone.", "projector."))
-        and ".film." not in name
-        and parameter.requires_grad
-    ]
+    taught = [parameter for parameter in _seeing(model).values() if parameter.requires_grad]
     parameters = [*taught, *reader.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=_RATE, fused=True)
 
@@ -143,6 +138,19 @@ def start_vision(
             )
     model.zero_grad(set_to_none=True)
     return told
+
+
+def seen_by(model: OpenVLAOFT) -> dict[str, Tensor]:
+    """Name → weight of what `start_vision` teaches, on the CPU."""
+    return {name: value.detach().cpu() for name, value in _seeing(model).items()}
+
+
+def _seeing(model: OpenVLAOFT) -> dict[str, nn.Parameter]:
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if name.startswith(("vision_backbone.", "projector.")) and ".film." not in name
+    }
 
 
 def _first_samples(
