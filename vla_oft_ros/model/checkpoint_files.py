@@ -10,6 +10,7 @@ Source: openvla-oft `finetune.py` (save_training_checkpoint) and `openvla_utils.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import zipfile
@@ -39,6 +40,8 @@ _TORCH_NAMES = {
     torch.float16: "F16",
     torch.bfloat16: "BF16",
 }
+MAX_HEADER_BYTES = 100_000_000
+"""The limit of the safetensors library itself."""
 _IGNORED = re.compile(r"\.rotary_emb\.inv_freq$")
 """Tables that older transformers versions saved; they are computed here."""
 
@@ -86,7 +89,7 @@ def read_json(path: Path, problems: list[str]) -> dict[str, Any]:
     except OSError as error:
         problems.append(f"{path.name}: expected a readable file; {error.strerror}")
         return {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         problems.append(f"{path.name}: expected JSON; {error}")
         return {}
     if not isinstance(content, dict):
@@ -148,14 +151,12 @@ def safetensors_shapes(path: Path, problems: list[str]) -> dict[str, tuple[int, 
     try:
         with path.open("rb") as file:
             header_size = int.from_bytes(file.read(8), "little")
-            if size < 8 or header_size > size - 8:
+            if size < 8 or header_size > min(size - 8, MAX_HEADER_BYTES):
                 raise ValueError(f"header of {header_size} bytes in a file of {size}")
             header = json.loads(file.read(header_size))
         header.pop("__metadata__", None)
-        spans = {
-            key: (tuple(e["shape"]), e["dtype"], *e["data_offsets"]) for key, e in header.items()
-        }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        spans = {key: _span(entry) for key, entry in header.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         problems.append(f"{path.name}: expected a safetensors file; {error}")
         return {}
     needed = 8 + header_size + max((end for *_, end in spans.values()), default=0)
@@ -169,11 +170,23 @@ def safetensors_shapes(path: Path, problems: list[str]) -> dict[str, tuple[int, 
             problems.append(
                 f"{path.name}: {key}: expected one of {', '.join(FLOAT_BYTES)}; got {dtype}"
             )
-        elif end - start != FLOAT_BYTES[dtype] * torch.Size(shape).numel():
+        elif end - start != FLOAT_BYTES[dtype] * math.prod(shape):
             problems.append(f"{path.name}: {key}: {end - start} bytes do not fit {shape} {dtype}")
         else:
             shapes[key] = shape
     return shapes
+
+
+def _span(entry: Any) -> tuple[tuple[int, ...], str, int, int]:
+    """Shape, format, first byte and end of one tensor.
+
+    Raises:
+        ValueError: if they are not what they should be; KeyError or TypeError if they are missing.
+    """
+    shape, dtype, (start, end) = entry["shape"], entry["dtype"], entry["data_offsets"]
+    if not all(type(number) is int and number >= 0 for number in (*shape, start, end)):
+        raise ValueError(f"expected a shape and offsets as whole numbers; got {entry}")
+    return tuple(shape), str(dtype), start, end
 
 
 def load_pickle(path: Path, problems: list[str]) -> dict[str, Tensor]:
@@ -192,6 +205,14 @@ def load_pickle(path: Path, problems: list[str]) -> dict[str, Tensor]:
     ):
         problems.append(f"{path.name}: expected a mapping from names to tensors")
         return {}
+    for key, value in content.items():
+        claimed, stored = value.numel() * value.element_size(), path.stat().st_size
+        if value.layout != torch.strided or claimed > stored:  # one number, repeated at will
+            problems.append(
+                f"{path.name}: {key}: claims {claimed} bytes in a file of {stored}; expected "
+                "tensors that are stored whole"
+            )
+            return {}
     for key, value in content.items():
         if value.dtype not in _TORCH_NAMES:
             problems.append(
