@@ -361,3 +361,13 @@ def test_a_process_gets_its_enclave_from_a_keystore_that_has_it(tmp_path: Path) 
         "ROS_SECURITY_KEYSTORE": str(tmp_path),
         "ROS_SECURITY_ENCLAVE_OVERRIDE": "/vla_oft/policy_node",
     }
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_the_recorder_may_hear_every_camera_and_joint_of_its_robot(profile: str) -> None:
+    access = read_policy(shipped_policies()[profile])["/vla_oft/recorder_node"]
+    robot = load_profile(profile)
+    topics = [*robot.camera_topics, *(f"{topic}/compressed" for topic in robot.camera_topics)]
+    topics += [*robot.follower_joint_state_topics, *robot.leader_joint_state_topics]
+    for topic in (*topics, "/joint_targets", "/action_chunk", "/instruction"):
+        assert may(access, "subscribe", f"rt{topic}"), topic

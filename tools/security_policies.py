@@ -20,6 +20,7 @@ from reference_graph import ends_of, interbotix_ends, running_nodes
 
 from vla_oft_ros.aloha import RobotProfile, load_profile
 from vla_oft_ros.config import config_dir, load_yaml
+from vla_oft_ros.ros.recorder_node import RecorderNode
 from vla_oft_ros.security.environment import SPACE
 from vla_oft_ros.security.policy import ALLOW, RIGHTS, SUFFIX, VERSION
 
@@ -62,6 +63,9 @@ def rights_of(node: Any) -> Rights:
     rights: Rights = {right: set() for right in RIGHTS}
     for end in ends_of(node):
         rights[RIGHT_OF[end.role]].add(end.name)
+    if isinstance(node, RecorderNode):  # hears what is there, and may hear all that it looks for
+        wanted = {name for names in node._wanted() for name in names}
+        rights["subscribe"] |= {node.resolve_topic_name(name) for name in wanted}
     # What C has made, of which the Python objects do not know.
     rights["publish"].add("/rosout")
     if isinstance(node, LifecycleNode):
