@@ -361,6 +361,25 @@ def test_who_falls_silent_is_called_so_and_old_plans_vanish(make_bench: Callable
     assert [marker.ns for marker in heard[-1].markers] == ["status"]
 
 
+def test_a_plan_that_is_over_vanishes_though_its_policy_still_speaks(
+    make_bench: Callable,
+) -> None:
+    bench = make_bench(stale_after_s=600.0)
+    heard = bench.graph.hear(MarkerArray, "viewer/markers")
+
+    def shown() -> set[str]:
+        return {marker.ns for marker in heard[-1].markers} if heard else set()
+
+    def planned() -> bool:
+        bench.say(chunk(bench.now_ns(), np.tile(start_pose(), (100, 1))))  # 4 s
+        bench.graph.listen_in_silence(0.3)
+        return {"plan/left", "plan/right"} <= shown()
+
+    bench.graph.until(planned, "the plan")
+    bench.graph.until(lambda: shown() == {"status"}, "the end of the plan")
+    assert '"lift the cube"' in heard[-1].markers[0].text
+
+
 def test_joints_are_published_under_the_names_of_the_description_that_a_late_viewer_gets(
     make_bench: Callable,
 ) -> None:
@@ -462,6 +481,26 @@ def test_nothing_is_published_that_nobody_subscribes_to(make_bench: Callable) ->
     bench.say(tokens(now_ns), targets_to_msg(start_pose(), now_ns))
     bench.graph.listen_in_silence()
     assert sent == []
+
+
+@pytest.mark.parametrize(("kind", "end"), [(Image, ""), (CompressedImage, "/compressed")])
+def test_an_overlay_is_published_in_the_kind_that_is_looked_at_alone(
+    kind: type, end: str, make_bench: Callable
+) -> None:
+    bench = make_bench()
+    sent: list[str] = []
+    for publisher in bench.node.publishers:
+        if publisher.topic_name.startswith(f"/viewer/overlay/{HIGH}"):
+            publisher.publish = lambda message, name=publisher.topic_name: sent.append(name)
+    bench.graph.hear(kind, f"viewer/overlay/{HIGH}{end}")
+
+    def drawn() -> bool:
+        bench.show_frames(3)
+        bench.say(tokens(2 * FRAME_NS))
+        return bool(sent)
+
+    bench.graph.until(drawn, "an overlay")
+    assert set(sent) == {f"/viewer/overlay/{HIGH}{end}"}
 
 
 @pytest.mark.parametrize(
