@@ -187,6 +187,21 @@ class RawTopics:
         )
 
     def _receive(self, topic: RawTopic, data: bytes, info: dict[str, Any]) -> None:
+        """Takes a message, and what else of its topic has come meanwhile: being woken up by the
+        executor costs far more than taking one, so that a busy machine would never catch up.
+        """
+        self._take(topic, data, info)
+        if self.heard.get(topic.name) is not topic:
+            return  # it is heard in another way now
+        waiting = topic.subscription.handle
+        kind = topic.subscription.msg_type
+        with waiting:
+            for _ in range(_DEPTH):
+                if (more := waiting.take_message(kind, True)) is None:
+                    return
+                self._take(topic, *more)
+
+    def _take(self, topic: RawTopic, data: bytes, info: dict[str, Any]) -> None:
         if self._awaited.get(topic.name) is topic:
             # Its publisher must be there, even if nobody has looked for it yet.
             self._hear(topic.name, self._node.get_publishers_info_by_topic(topic.name))
