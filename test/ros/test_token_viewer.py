@@ -43,7 +43,14 @@ from vla_oft_ros.ros.conversions import (
 from vla_oft_ros.ros.model_frames import LATCHED, transform_to_msg
 from vla_oft_ros.ros.robot_io import targets_to_msg
 from vla_oft_ros.ros.token_viewer_node import TokenViewerNode
-from vla_oft_ros.ros.viewer_markers import FULL_RED_RAD, Status, arm_markers, status_text
+from vla_oft_ros.ros.viewer_markers import (
+    FULL_RED_RAD,
+    Status,
+    arm_markers,
+    plan_markers,
+    status_marker,
+    status_text,
+)
 from vla_oft_ros.safety_report import SafetyState
 from vla_oft_ros.types import ActionChunk, KeptBy, MotionMode, RetainedTokens
 
@@ -324,6 +331,33 @@ def test_the_words_above_the_robot_say_mode_speeds_ratio_and_safety() -> None:
         "HOLD: no action",
     ]
     assert status_text(Status()) == "policy silent\ncontroller silent"
+
+
+def test_a_planned_path_fades_with_time() -> None:
+    plan = ActionChunk(
+        actions=np.tile(start_pose(), (25, 1)),
+        stamp_ns=0,
+        dt_ns=FRAME_NS,
+        instruction="lift the cube",
+        inference_s=0.1,
+    )
+    for marker in plan_markers(plan, {arm: BasePose(0, 0, 0, 0) for arm in ARMS}, 0):
+        opacities = [color.a for color in marker.colors]
+        assert opacities[0] == 1.0 and opacities[-1] > 0.0
+        assert opacities == sorted(opacities, reverse=True)
+
+
+def test_the_words_have_the_colour_of_the_safety_state() -> None:
+    bases = {arm: BasePose(0.0, 0.0, 0.0, 0.0) for arm in ARMS}
+
+    def color(state: SafetyState) -> tuple[float, ...]:
+        shown = status_marker(Status(safety=(state, "")), bases, 0).color
+        return shown.r, shown.g, shown.b
+
+    assert max(range(3), key=color(SafetyState.ACTIVE).__getitem__) == 1  # green
+    assert max(range(3), key=color(SafetyState.ESTOP).__getitem__) == 0  # red
+    assert color(SafetyState.HOLD) == color(SafetyState.EASE_IN)
+    assert len({color(state) for state in SafetyState}) == len(SafetyState) - 1
 
 
 def test_who_falls_silent_is_called_so_and_old_plans_vanish(make_bench: Callable) -> None:
