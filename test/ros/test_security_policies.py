@@ -9,10 +9,6 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from ros.graph import Graph
-
-from vla_oft_ros.config import config_dir
-from vla_oft_ros.ros.controller_node import ControllerNode
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -35,27 +31,3 @@ def test_a_policy_is_what_the_running_nodes_have(profile: str, tool: ModuleType)
         pytest.skip("needs torch, MuJoCo and the meshes of gym-aloha")
     path = tool.FOLDER / f"{profile}{tool.SUFFIX}"
     assert path.read_text(encoding="utf-8") == tool.policy(profile), "old: type `make docs`"
-
-
-def test_the_network_shows_of_a_node_what_its_rights_are_made_of(
-    make_graph: type, tool: ModuleType
-) -> None:
-    """Another participant sees the same names as the tool: nothing is made behind its back."""
-    yaml = ["--params-file", str(config_dir() / "controller.yaml")]
-    graph: Graph = make_graph(*yaml)
-    node = graph.add(ControllerNode())
-    assert node.autostart()
-    rights, ear = tool.rights_of(node), graph.ear
-    asked = {
-        "publish": ear.get_publisher_names_and_types_by_node,
-        "subscribe": ear.get_subscriber_names_and_types_by_node,
-        "reply": ear.get_service_names_and_types_by_node,
-        "request": ear.get_client_names_and_types_by_node,
-    }
-
-    def shown() -> dict[str, set[str]]:
-        return {
-            right: {name for name, _ in ask(node.get_name(), "/")} for right, ask in asked.items()
-        }
-
-    graph.until(lambda: shown() == rights, f"{rights} on the network")
