@@ -118,7 +118,8 @@ def _run_eval(arguments: argparse.Namespace, console: Console) -> int:
         f"{escape(summary.name)}: {summary.successes} of {summary.episodes} episodes succeeded, "
         f"{share:.0f} % (95 % interval {low:.0f} to {high:.0f} %)\n"
         f"highest reward {reached}; nearest to the cube {summary.nearest_mm:.0f} mm (median)\n"
-        f"{done}{100 * summary.idle:.1f} % of the ticks without an action; {summary.interventions:.0f} changes by the safety gate per episode\n"
+        f"{done}{100 * summary.idle:.1f} % of the ticks without an action; "
+        f"{summary.interventions:.0f} changes by the safety gate per episode\n"
         f"inference {summary.inference_ms:.0f} ms, {summary.inference_cpu_ms:.0f} ms of CPU; "
         f"{100 * summary.kept:.0f} % of the patches kept"
     )
