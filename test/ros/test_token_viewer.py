@@ -527,13 +527,9 @@ def test_an_overlay_is_published_in_the_kind_that_is_looked_at_alone(
         if publisher.topic_name.startswith(f"/viewer/overlay/{HIGH}"):
             publisher.publish = lambda message, name=publisher.topic_name: sent.append(name)
     bench.graph.hear(kind, f"viewer/overlay/{HIGH}{end}")
-
-    def drawn() -> bool:
-        bench.show_frames(3)
-        bench.say(tokens(2 * FRAME_NS))
-        return bool(sent)
-
-    bench.graph.until(drawn, "an overlay")
+    bench.show_frames(3)
+    bench.say(tokens(2 * FRAME_NS))
+    bench.graph.until(lambda: sent, "an overlay")
     assert set(sent) == {f"/viewer/overlay/{HIGH}{end}"}
 
 
