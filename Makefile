@@ -2,7 +2,7 @@
 PYTHON ?= python3
 SECONDS ?= 30
 EPISODES ?= 10
-CHECKPOINT ?= random
+CHECKPOINT ?= shipped:aloha_sim_transfer_cube
 RUN := $(PYTHON) tools/ros_env.py
 
 .PHONY: help setup demo record-demo test bench docs pictures lint format clean
@@ -28,7 +28,7 @@ bench: setup ## what is fast and what is not, on this machine
 docs: setup ## docs/reference/, written from the code
 	$(RUN) python tools/make_docs.py
 
-pictures: setup ## docs/pictures/, taken from a live simulated run; CHECKPOINT=random
+pictures: setup ## docs/pictures/, taken from a live simulated run of CHECKPOINT
 	$(RUN) python tools/make_pictures.py --checkpoint $(CHECKPOINT)
 
 lint: setup ## ruff and mypy

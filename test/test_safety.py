@@ -27,6 +27,7 @@ from vla_oft_ros.motion_limits import (
     parking_poses,
     plan_parking,
 )
+from vla_oft_ros.parking import Parking
 from vla_oft_ros.safety import SafetyGate
 from vla_oft_ros.safety_report import SafetyDecision, SafetyState
 
@@ -784,6 +785,21 @@ def test_parking_may_begin_and_end_in_full_motion(joint, beyond):
     steps = np.diff(np.array(robot.told)[:, ARM], axis=0)
     assert np.abs(np.diff(steps, axis=0)).max() <= BRAKE_RAD + TOLERANCE
     assert np.abs(np.array(robot.told)[:, joint]).max() < abs(SLEEP[joint])
+
+
+def test_grippers_open_before_they_close_as_demonstrations_began():
+    holding = start_pose(0.4)
+    parking = Parking(replace(LIMITS, start_gripper=0.1), DT_NS)
+    parking.go("start")
+    rows, present = [], holding
+    while not parking.arrived:
+        present = parking.next_target(present, held=False)
+        rows.append(present)
+    openings = np.array(rows)[:, list(GRIPPERS)]
+    assert np.all(openings.max(axis=0) == 1.0)
+    np.testing.assert_array_equal(rows[-1], start_pose(0.1))
+    falls = np.diff(openings, axis=0) < 0.0
+    assert not falls[: openings[:, 0].argmax()].any()
 
 
 def test_an_unknown_pose_is_refused():

@@ -30,7 +30,7 @@ from vla_oft_ros.cli import build_parser
 from vla_oft_ros.data.hdf5 import write_hdf5
 from vla_oft_ros.data.sources import ReadOptions, find_sources, read_source
 from vla_oft_ros.overlay_caption import with_title
-from vla_oft_ros.shipped_policies import checkpoint_path
+from vla_oft_ros.shipped_policies import DEMO_POLICY, checkpoint_path
 from vla_oft_ros.sim.aloha_world import AlohaWorld
 from vla_oft_ros.sim.contact_sheet import contact_sheet
 
@@ -279,10 +279,10 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
-        "--checkpoint", default=RANDOM, help="as for `vla_oft demo` (default: random)"
+        "--checkpoint", default=DEMO_POLICY, help="as for `vla_oft demo` (default: %(default)s)"
     )
     parser.add_argument("--seconds", type=float, default=30.0, help="simulated time to watch")
-    parser.add_argument("--seed", type=int, default=0, help="of cube pose and random policy")
+    parser.add_argument("--seed", type=int, default=10_000, help="of cube pose and random policy")
     parser.add_argument(
         "--recordings",
         type=Path,

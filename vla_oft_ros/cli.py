@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from vla_oft_ros import __version__
+from vla_oft_ros.shipped_policies import DEMO_POLICY
 
 EXIT_BAD_INPUT = 2
 """Exit code for a mistake that the user can mend, as argparse uses it."""
@@ -63,8 +64,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     demo.add_argument(
         "--checkpoint",
-        default="random",
-        help="checkpoint directory, or random for a small random one (default: random)",
+        default=DEMO_POLICY,
+        help="checkpoint directory, shipped:<name>, or random for a small random one (default: "
+        "%(default)s)",
     )
     demo.add_argument(
         "--instruction",
@@ -77,8 +79,9 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--seed",
         type=int,
-        default=0,
-        help="seed of the objects' poses and of a random checkpoint (default: 0)",
+        default=10_000,
+        help="seed of the objects' poses and of a random checkpoint; demonstrations had those "
+        "below 10000 (default: 10000)",
     )
     demo.add_argument(
         "--output", type=Path, default=Path("demo_output"), help="folder for figures and pictures"

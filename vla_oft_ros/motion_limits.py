@@ -111,11 +111,13 @@ def limited_step(
     return np.asarray(np.clip(limited, -furthest_down, furthest_up))
 
 
-def parking_poses(name: str) -> list[np.ndarray]:
+def parking_poses(name: str, start_gripper: float = 1.0) -> list[np.ndarray]:
     """Poses, each (14,), to go through on the way to rest.
 
     Args:
         name: `start` or `sleep`; the arms fold into the sleep pose from the start pose only.
+        start_gripper: Opening of the grippers in the end, in the start pose; they open first, so
+            that nothing stays in them.
 
     Raises:
         ValueError: for another name.
@@ -125,6 +127,8 @@ def parking_poses(name: str) -> list[np.ndarray]:
     poses = {"start": [start], "sleep": [start, sleep]}
     if name not in poses:
         raise ValueError(f"pose: expected one of {', '.join(poses)}; got {name!r}")
+    if name == "start" and start_gripper < 1.0:
+        poses[name].append(start_pose(start_gripper))
     return poses[name]
 
 

@@ -77,9 +77,8 @@ class Parking:
             self._plan = None
             return present
         if self._plan is None:
-            self._plan = plan_parking(
-                present, parking_poses(self._pose), self._config, self._dt_ns
-            )  # (T, 14)
+            poses = parking_poses(self._pose, self._config.start_gripper)
+            self._plan = plan_parking(present, poses, self._config, self._dt_ns)  # (T, 14)
             self._next = 0
         row = self._plan[min(self._next, len(self._plan) - 1)]
         self._next = min(self._next + 1, len(self._plan))

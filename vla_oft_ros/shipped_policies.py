@@ -16,6 +16,8 @@ from pathlib import Path
 
 PREFIX = "shipped:"
 SUFFIX = ".tar.xz"
+DEMO_POLICY = f"{PREFIX}aloha_sim_transfer_cube"
+"""Hands over the cube of the simulated ALOHA; how it came about: docs/training.md."""
 _FOLDER = Path(__file__).parent / "policies"
 _LARGEST_BYTES = 256 * 2**20
 """Of an archive unpacked: more is not what this package ships."""

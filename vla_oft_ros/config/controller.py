@@ -168,6 +168,15 @@ class SafetyConfig:
         default=1.5,
         metadata=doc("Largest joint acceleration on that way.", unit="rad/s^2", ge=0.01, le=15.0),
     )
+    start_gripper: float = field(
+        default=1.0,
+        metadata=doc(
+            "Opening of both grippers at the end of go_to_start, 0 closed to 1 open; they open "
+            "first. Give what the demonstrations began with: a policy is lost that saw no other.",
+            ge=0.0,
+            le=1.0,
+        ),
+    )
     deadman_timeout_s: float = field(
         default=0.0,
         metadata=doc(

@@ -40,6 +40,8 @@ _SLOWEST_REAL_TIME_FACTOR = 0.05
 _PLAIN_LINE_EVERY_S = 2.0
 _REFRESH_PER_S = 5.0
 
+START_GRIPPER = 0.1
+"""Opening of the grippers when the simulation, and so every demonstration in it, begins."""
 MIN_TARGET_SHARE = 745 / 750
 """Share of the control ticks that must have had a target."""
 MIN_CAMERA_HZ = 24.0
@@ -196,7 +198,11 @@ def _start(nodes: NodeProcesses, options: DemoOptions, checkpoint_dir: Path) -> 
             "policy.threads": 1,
         },
     )
-    nodes.start("controller_node", "controller.yaml", simulated)
+    nodes.start(
+        "controller_node",
+        "controller.yaml",
+        {**simulated, "safety.start_gripper": START_GRIPPER},
+    )
 
 
 def _watch(
