@@ -15,7 +15,6 @@ from rich.console import Console
 from rich.markup import escape
 
 from vla_oft_ros import __version__
-from vla_oft_ros.shipped_policies import DEMO_POLICY
 
 EXIT_BAD_INPUT = 2
 """Exit code for a mistake that the user can mend, as argparse uses it."""
@@ -64,9 +63,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     demo.add_argument(
         "--checkpoint",
-        default=DEMO_POLICY,
         help="checkpoint directory, shipped:<name>, or random for a small random one (default: "
-        "%(default)s)",
+        "shipped:aloha_sim_transfer_cube)",
     )
     demo.add_argument(
         "--instruction",
@@ -175,11 +173,12 @@ def _add(
 
 def _run_demo(arguments: argparse.Namespace, console: Console) -> int:
     from vla_oft_ros.ros.demo import DemoOptions, run_demo
+    from vla_oft_ros.shipped_policies import DEMO_POLICY
 
     return run_demo(
         DemoOptions(
             seconds=arguments.seconds,
-            checkpoint=arguments.checkpoint,
+            checkpoint=arguments.checkpoint or DEMO_POLICY,
             instruction=arguments.instruction,
             device=arguments.device,
             seed=arguments.seed,
