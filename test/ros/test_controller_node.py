@@ -137,7 +137,10 @@ def test_one_target_comes_per_control_period_with_all_names_left_arm_first(bench
     bench.node.autostart()
     bench.until_targets(50)
     stamps = [stamp_from_msg(message.header.stamp) for message in bench.targets]
-    assert set(np.diff(stamps)) == {DT_NS}
+    # A busy machine begins a tick late, which the stamp says; no other tick is shifted by it.
+    late_ns = np.array(stamps) - DT_NS * np.arange(len(stamps))
+    late_ns -= late_ns.min()
+    assert np.median(late_ns) == 0 and late_ns.max() < DT_NS
     assert all(message.name == list(ACTION_NAMES) for message in bench.targets)
 
 

@@ -235,13 +235,15 @@ def test_with_a_deadman_switch_the_arms_follow_only_while_it_is_pressed(
 ) -> None:
     bench = make_bench(safety__deadman_timeout_s=0.2)
     bench.robot.wanted = START + 0.01
-    status = bench.until_state(HOLD)
+    bench.until_state(HOLD)
     bench.graph.until(lambda: "deadman" in bench.states[-1].reason, "the reason")
     bench.robot.deadman = True
     bench.until_state(ACTIVE, EASE_IN)
     bench.robot.deadman = False
-    status = bench.until_state(HOLD)
-    assert "deadman" in status.reason
+    bench.until_state(HOLD)
+    # A busy machine may hold for late joint states on the way.
+    bench.graph.until(lambda: "deadman" in bench.states[-1].reason, "the reason")
+    status = bench.states[-1]
     assert dict(zip(status.intervention_kinds, status.intervention_counts, strict=True))["deadman"]
 
 
