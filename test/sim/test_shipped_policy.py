@@ -10,10 +10,11 @@ import pytest
 pytest.importorskip("mujoco", reason="the extra 'sim' is not installed")
 pytest.importorskip("torch", reason="the extra 'torch' is not installed")
 
+import vla_oft_ros
 from vla_oft_ros.aloha import load_profile
 from vla_oft_ros.config import PolicyConfig
 from vla_oft_ros.policy import Policy, load_policy
-from vla_oft_ros.shipped_policies import DEMO_POLICY, checkpoint_path, shipped_policies
+from vla_oft_ros.shipped_policies import DEMO_POLICY, shipped_policies
 from vla_oft_ros.sim.aim import aim_errors, grasp_tick
 from vla_oft_ros.sim.aloha_world import AlohaWorld
 from vla_oft_ros.sim.closed_loop import run_episode
@@ -41,7 +42,7 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Policy:
 
 def test_the_policy_of_the_demo_comes_with_the_package_and_is_small() -> None:
     assert DEMO_POLICY in shipped_policies()
-    folder = Path(checkpoint_path.__code__.co_filename).parent / "policies"
+    folder = Path(vla_oft_ros.__file__).parent / "policies"
     for archive in folder.iterdir():
         assert archive.stat().st_size <= LARGEST_BYTES
 
