@@ -95,7 +95,8 @@ def _run_make_demos(arguments: argparse.Namespace, console: Console) -> int:
     outcomes = [take.success for take in shown]
     console.print(
         f"{escape(str(arguments.directory))}: {outcomes.count(True)} successes, "
-        f"{outcomes.count(False)} failures, {outcomes.count(None)} there before"
+        f"{outcomes.count(False)} failures, {outcomes.count(None)} there before",
+        soft_wrap=True,
     )
     return 0
 
