@@ -120,6 +120,7 @@ def start_vision(
         return squares.mean()
 
     told = 1.0
+    which = "episodes held out" if held_out else "the episodes themselves"
     for step in range(1, steps + 1):
         for group in optimizer.param_groups:
             group["lr"] = _RATE * min(1.0, step / _WARMUP_STEPS)
@@ -134,7 +135,7 @@ def start_vision(
                 told = float(error(checked[: 2 * _BATCH]))
             say(
                 f"vision start: step {step} of {steps}, error {told:.3f} at the beginning of "
-                "episodes held out (1 is blind)"
+                f"{which} (1 is blind)"
             )
     model.zero_grad(set_to_none=True)
     return told
