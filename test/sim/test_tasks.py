@@ -10,11 +10,10 @@ import pytest
 from vla_oft_ros.config.sim import TASKS as SIM_TASKS
 from vla_oft_ros.sim.tasks import (
     LEFT_FINGER,
-    PICK_APART_M,
     PICK_CUBE,
-    PICK_HIGH_M,
     PICK_INSTRUCTIONS,
-    PICK_LOW_M,
+    PICK_PLACES_M,
+    PICK_SPREAD_M,
     RIGHT_FINGER,
     RIGHT_FINGERS,
     TABLE,
@@ -131,7 +130,7 @@ def test_holding_the_right_and_a_wrong_cube_is_no_success() -> None:
     assert pick_cube_reward(grazed, "red_cube") == 1
 
 
-def test_cubes_to_pick_lie_apart_within_their_square_and_fill_it() -> None:
+def test_cubes_to_pick_lie_apart_each_near_a_place_of_its_own_and_in_every_order() -> None:
     generator = np.random.default_rng(0)
     places = np.array(
         [
@@ -139,13 +138,14 @@ def test_cubes_to_pick_lie_apart_within_their_square_and_fill_it() -> None:
             for _ in range(500)
         ]
     )  # (500, cubes, 2)
-    assert np.all(places >= PICK_LOW_M) and np.all(places <= PICK_HIGH_M)
-    assert np.all(
-        np.ptp(places.reshape(-1, 2), axis=0) > np.subtract(PICK_HIGH_M, PICK_LOW_M) * 0.98
-    )
+    off = places[:, :, None] - np.array(PICK_PLACES_M)  # (500, cubes, places, 2)
+    near = np.abs(off).max(axis=3) <= PICK_SPREAD_M  # (500, cubes, places)
+    assert np.all(near.sum(axis=1) == 1) and np.all(near.sum(axis=2) == 1)
+    assert len(np.unique(near.argmax(axis=2), axis=0)) == 6
+    assert np.all(np.ptp(off[near], axis=0) > 2 * PICK_SPREAD_M * 0.98)
     for first, second in itertools.combinations(range(len(CUBES)), 2):
         away = np.linalg.norm(places[:, first] - places[:, second], axis=1)
-        assert away.min() >= PICK_APART_M
+        assert away.min() >= 0.1
 
 
 def test_neither_place_nor_colour_tells_which_cube_is_asked_for() -> None:

@@ -20,7 +20,7 @@ from vla_oft_ros.data.statistics import StatisticsCollector
 from vla_oft_ros.model.checkpoint import load_checkpoint
 from vla_oft_ros.train.base import load_base, make_small_base
 from vla_oft_ros.train.finetune import VISION_START_FILE, finetune
-from vla_oft_ros.train.lora import choose_trained, is_unused
+from vla_oft_ros.train.lora import choose_trained, is_film, is_unused
 from vla_oft_ros.train.objectives import Objective
 from vla_oft_ros.train.samples import Preparation
 from vla_oft_ros.train.vision_start import seen_by, start_vision
@@ -44,9 +44,25 @@ def reaching(number: int, *, visible: bool = True) -> Episode:
     return replace(episode, images=images, qpos=qpos, action=qpos + 0.3 * reach)
 
 
-def learned(episodes: list[Episode], make_config: MakeConfig, run_dir: Path) -> float:
-    """Error at the end; also sees that only towers and projector have changed."""
-    config = make_config(run_dir)
+def told_to(number: int) -> Episode:
+    """Of every two episodes one is told to reach for the square, the other to the other side."""
+    episode = reaching(number // 2)
+    sign = 1.0 - 2.0 * (number % 2)
+    reach = sign * (episode.action - episode.qpos)
+    asked = f"reach {'for' if sign > 0 else 'away from'} the square"
+    return replace(episode, action=episode.qpos + reach, instruction=asked)
+
+
+def learned(
+    episodes: list[Episode],
+    make_config: MakeConfig,
+    run_dir: Path,
+    *,
+    film: bool = True,
+    steps: int = 150,
+) -> tuple[float, set[str]]:
+    """Error at the end, and which weights have changed."""
+    config = make_config(run_dir, film=film)
     config = replace(config, data=replace(config.data, augment=False))
     make_small_base(config)
     collector = StatisticsCollector()
@@ -71,7 +87,7 @@ def learned(episodes: list[Episode], make_config: MakeConfig, run_dir: Path) -> 
         windows,
         None,
         Preparation.of(checkpoint, seed=7, augmented=False),
-        steps=150,
+        steps=steps,
         say=lambda line: None,
     )
     changed = {
@@ -79,20 +95,63 @@ def learned(episodes: list[Episode], make_config: MakeConfig, run_dir: Path) -> 
         for name, value in checkpoint.model.named_parameters()
         if not torch.equal(value, before[name])
     }
-    assert changed and all(name.startswith(("vision_backbone.", "projector.")) for name in changed)
-    assert not any(".film." in name for name in changed)
     assert all(value.grad is None for value in checkpoint.model.parameters())
-    return error
+    return error, changed
+
+
+def towers_alone(changed: set[str]) -> bool:
+    return bool(changed) and all(
+        name.startswith(("vision_backbone.", "projector.")) and ".film." not in name
+        for name in changed
+    )
 
 
 def test_the_towers_learn_where_a_thing_is_if_they_can_see_it_and_only_then(
     make_config: MakeConfig, tmp_path: Path
 ) -> None:
-    seen = learned([reaching(number) for number in range(8)], make_config, tmp_path / "seen")
-    hidden = learned(
+    seen, changed = learned(
+        [reaching(number) for number in range(8)], make_config, tmp_path / "seen"
+    )
+    hidden, _ = learned(
         [reaching(number, visible=False) for number in range(8)], make_config, tmp_path / "hidden"
     )
     assert seen < 0.2 and hidden > BLIND
+    assert towers_alone(changed)
+
+
+@pytest.mark.parametrize("film", [True, False])
+def test_where_instructions_differ_they_are_heard_through_film_or_beside_the_towers(
+    film: bool, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    told = [told_to(number) for number in range(8)]
+    deaf = [replace(episode, instruction="reach") for episode in told]
+    heard, changed = learned(told, make_config, tmp_path / "told", film=film, steps=300)
+    unheard, _ = learned(deaf, make_config, tmp_path / "deaf", film=film, steps=300)
+    assert heard < 0.3 and unheard > BLIND
+    if film:
+        assert any(".film." in name for name in changed)
+        assert any(".embed_tokens." in name for name in changed)
+        assert towers_alone({name for name in changed if not is_film(name)})
+    else:
+        assert towers_alone(changed)
+
+
+@pytest.mark.parametrize("film", [True, False])
+def test_words_are_frozen_only_where_the_towers_hear_them(
+    film: bool, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    config = make_config(tmp_path, film=film, freeze_vision=True, save_every=1, max_steps=1)
+    last = finetune(config, Console(quiet=True)).checkpoint_dir
+    place = torch.device("cpu")
+    before, after = (
+        load_checkpoint(
+            path, device=place, dtype=torch.float32
+        ).model.language_model.get_parameter("model.embed_tokens.weight")
+        for path in (tmp_path / "base", last)
+    )
+    known = after.any(dim=1)  # other words are blank in a trained network
+    assert 10 < int(known.sum()) < len(known)
+    assert torch.equal(before[known], after[known]) == film
 
 
 def test_a_training_begins_with_it_once_and_a_resumed_one_does_not(

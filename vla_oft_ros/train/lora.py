@@ -92,10 +92,21 @@ def choose_trained(model: OpenVLAOFT, *, rank: int, dropout: float = 0.0) -> Non
     model.train()
 
 
+def is_film(name: str) -> bool:
+    """Whether a parameter is one of FiLM, or an embedding of the words that drive it."""
+    return ".film." in name or ".embed_tokens." in name
+
+
+def is_vision(name: str, *, film: bool) -> bool:
+    """Whether patch tokens depend on a parameter; those of FiLM only where the network has it."""
+    seeing = name.startswith(("vision_backbone.", "projector.")) and not is_film(name)
+    return seeing or (film and is_film(name))
+
+
 def freeze_vision(model: OpenVLAOFT) -> None:
-    """Trains vision towers, FiLM, projector and the words that drive FiLM no further."""
+    """Trains vision towers, projector, FiLM and the words that drive it no further."""
     for name, parameter in model.named_parameters():
-        if name.startswith(("vision_backbone.", "projector.")) or ".embed_tokens." in name:
+        if is_vision(name, film=bool(model.config.film)):
             parameter.requires_grad_(False)
 
 

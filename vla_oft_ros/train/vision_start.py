@@ -4,7 +4,8 @@ In the first frames of demonstrations the arms rest: only the images tell what w
 network from random weights finds that out last. What the arms do in later frames tells it sooner
 where they go, and an object is one patch of hundreds, about a hundredth of what attention mixes at
 first. Here it is magnified: the mean patch token, compared with that of the batch, must tell the
-principal components of the chunks. Not part of OpenVLA-OFT, whose towers come trained.
+principal components of the chunks. Where several things are asked for, FiLM learns along and is
+what brings in the instruction. Not part of OpenVLA-OFT, whose towers come trained.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ from dataclasses import replace
 import numpy as np
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from vla_oft_ros.config import ConfigError
 from vla_oft_ros.data.dataset import ChunkDataset
 from vla_oft_ros.model.vla import OpenVLAOFT
+from vla_oft_ros.train.lora import is_film, is_vision
 from vla_oft_ros.train.objectives import Batch, Objective
 from vla_oft_ros.train.samples import Preparation, Sample, collate
 
@@ -37,18 +40,43 @@ _SAY_EVERY = 100
 
 
 class _Reader(nn.Module):
-    """(B, P, D) patch tokens → (B, C) components, from how their means differ in the batch."""
+    """(B, P, D) patch tokens → (B, C) components, from how their means differ in the batch.
 
-    def __init__(self, width: int, components: int) -> None:
+    One answer for each of I instructions, of which that of the (B, I) one-hot row counts.
+    """
+
+    def __init__(self, width: int, instructions: int, components: int) -> None:
         super().__init__()
         self.fc1 = nn.Linear(width, 2 * width)
-        self.fc2 = nn.Linear(2 * width, components)
+        self.fc2 = nn.Linear(2 * width, instructions * components)
 
-    def forward(self, patches: Tensor) -> Tensor:
+    def forward(self, patches: Tensor, instructions: Tensor) -> Tensor:
         pooled = patches.float().mean(dim=1)  # (B, D)
         pooled = F.rms_norm(pooled, pooled.shape[-1:])
-        told: Tensor = self.fc2(F.gelu(self.fc1(_GAIN * (pooled - pooled.mean(dim=0)))))
-        return told
+        told = self.fc2(F.gelu(self.fc1(_GAIN * (pooled - pooled.mean(dim=0)))))  # (B, I·C)
+        answers = rearrange(told, "b (i c) -> b i c", i=instructions.shape[1])
+        counted: Tensor = (answers * instructions[:, :, None]).sum(dim=1)
+        return counted
+
+
+class _Instructions:
+    """The distinct prompts of samples, each a one-hot row."""
+
+    def __init__(self, samples: list[Sample]) -> None:
+        distinct = sorted({sample.prompt.tobytes() for sample in samples})
+        self._numbers = {prompt: number for number, prompt in enumerate(distinct)}
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __call__(self, samples: list[Sample]) -> Tensor:
+        """(S, I) float32; a prompt that was not among them is a row of zeros."""
+        rows = torch.zeros(len(samples), len(self))
+        for row, sample in zip(rows, samples, strict=True):
+            number = self._numbers.get(sample.prompt.tobytes())
+            if number is not None:
+                row[number] = 1.0
+        return rows
 
 
 class _Components:
@@ -85,8 +113,12 @@ def start_vision(
 ) -> float:
     """Trains vision towers and projector on the first frames of episodes, by the first camera.
 
+    Where instructions differ, what is to be done depends on them too: FiLM and its words then
+    learn along, and in a network without FiLM the instruction is told to what reads the patches.
+
     Args:
-        objective: Whose network learns; FiLM, LLM and head stay as they are.
+        objective: Whose network learns; LLM and head stay as they are. So do FiLM and the words
+            that drive it where all demonstrations have the same instruction.
         windows: Training frames.
         held_out: Frames of other episodes, to tell what was learned; None takes training frames.
         preparation: How frames are prepared.
@@ -105,18 +137,26 @@ def start_vision(
     samples = _first_samples(windows, preparation, generator)
     checked = _first_samples(held_out, preparation, generator) if held_out else samples
     components = _Components(_chunks(samples))
+    instructions = _Instructions(samples)
+    listens = len(instructions) > 1 and bool(model.config.film)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(preparation.seed)
-        reader = _Reader(model.config.llm.width, components.count).to(device)
-    taught = [parameter for parameter in _seeing(model).values() if parameter.requires_grad]
+        answers = 1 if listens else len(instructions)
+        reader = _Reader(model.config.llm.width, answers, components.count).to(device)
+    taught = [
+        parameter
+        for name, parameter in _seeing(model).items()
+        if parameter.requires_grad and (listens or not is_film(name))
+    ]
     parameters = [*taught, *reader.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=_RATE, fused=True)
 
     def error(chosen: list[Sample]) -> Tensor:
         batch = collate(chosen)
-        patches = _patches(objective, batch.to(device))
+        patches = _patches(objective, batch.to(device), listens=listens)
         wanted = components(batch.actions).to(device)
-        squares: Tensor = (reader(patches) - wanted).square()
+        asked = torch.ones(len(chosen), 1) if listens else instructions(chosen)  # (B, I)
+        squares: Tensor = (reader(patches, asked.to(device)) - wanted).square()
         return squares.mean()
 
     told = 1.0
@@ -142,7 +182,7 @@ def start_vision(
 
 
 def seen_by(model: OpenVLAOFT) -> dict[str, Tensor]:
-    """Name → weight of what `start_vision` teaches, on the CPU."""
+    """Name → weight of what `start_vision` may teach, on the CPU."""
     return {name: value.detach().cpu() for name, value in _seeing(model).items()}
 
 
@@ -150,7 +190,7 @@ def _seeing(model: OpenVLAOFT) -> dict[str, nn.Parameter]:
     return {
         name: parameter
         for name, parameter in model.named_parameters()
-        if name.startswith(("vision_backbone.", "projector.")) and ".film." not in name
+        if is_vision(name, film=bool(model.config.film))
     }
 
 
@@ -171,10 +211,10 @@ def _chunks(samples: list[Sample]) -> Tensor:
     return torch.from_numpy(np.stack([sample.actions for sample in samples]))
 
 
-def _patches(objective: Objective, batch: Batch) -> Tensor:
+def _patches(objective: Objective, batch: Batch, *, listens: bool) -> Tensor:
     """(B, P, D) patch tokens as the LLM gets them."""
     model = objective.model
-    with torch.no_grad():
+    with torch.set_grad_enabled(listens and torch.is_grad_enabled()):
         modulations = objective.film(batch.inputs)
     kind = batch.actions.device.type
     with torch.autocast(kind, objective.autocast, enabled=objective.autocast is not None):
