@@ -20,13 +20,14 @@ from mcap.reader import make_reader
 from vla_oft_ros.aloha import load_profile
 from vla_oft_ros.config import ConfigError, RecorderConfig
 from vla_oft_ros.data.bag import read_bag
+from vla_oft_ros.data.bag_recovery import recover_bag
 from vla_oft_ros.data.bag_storage import open_bag
 from vla_oft_ros.data.bag_writer import BagWriter
 from vla_oft_ros.data.episode_folder import EpisodeFolder
 from vla_oft_ros.data.gripper_trigger import GripperTrigger
 from vla_oft_ros.data.quality import Stream
 from vla_oft_ros.data.recorder import EpisodeRecorder, Refused, State
-from vla_oft_ros.data.recording import EpisodeRecording
+from vla_oft_ros.data.recording import FLUSH_S, EpisodeRecording, FlushTimer
 
 TOPIC = bag_topic("/text", "std_msgs/msg/String")
 PROFILE = load_profile("sim")
@@ -91,6 +92,64 @@ def test_received_is_written_plus_dropped_whatever_the_sizes(
     assert written + dropped == len(sizes)
     with open_bag(path) as bag:
         assert len(bag.entries) == written
+
+
+@given(
+    st.lists(st.tuples(st.booleans(), st.floats(0.0, 0.5)), min_size=1, max_size=50),
+    st.floats(0.01, 1.0),
+)
+def test_nothing_stays_in_memory_longer_than_a_period(
+    acts: list[tuple[bool, float]], period_s: float
+) -> None:
+    timer, now_s, oldest_s = FlushTimer(period_s), 100.0, None
+    for message_came, waited_s in acts:
+        left_s = timer.left_s(oldest_s is not None, now_s)
+        assert left_s <= period_s
+        if oldest_s is None:
+            assert left_s == period_s  # nothing is written for nothing
+        else:
+            assert left_s == pytest.approx(period_s - (now_s - oldest_s))
+        if left_s <= 0:
+            oldest_s = None
+            timer.left_s(False, now_s)
+        if message_came and oldest_s is None:
+            oldest_s = now_s
+            timer.left_s(True, now_s)
+        now_s += waited_s
+
+
+def test_a_message_reaches_the_disk_though_no_other_one_follows(tmp_path: Path) -> None:
+    recording = EpisodeRecording(tmp_path / "bag", {}, buffer_bytes=10**6)
+    before = recording.bytes_written
+    recording.take(TOPIC, START_NS, text("alone"))
+    until(lambda: recording.bytes_written > before, "the message to be on disk")
+    recording.abandon()
+    recover_bag(tmp_path / "bag")
+    with open_bag(tmp_path / "bag") as bag:
+        assert len(bag.entries) == 1
+
+
+def test_a_killed_recorder_has_most_of_its_second_left_for_a_busy_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is waited for is never longer than a fifth of the second that may be lost."""
+    waited: list[float | None] = []
+    real = threading.Condition.wait
+
+    def wait(self: threading.Condition, timeout: float | None = None) -> bool:
+        if threading.current_thread().name == "write bag":
+            waited.append(timeout)
+        return real(self, timeout)
+
+    monkeypatch.setattr(threading.Condition, "wait", wait)
+    recording = EpisodeRecording(tmp_path / "bag", {}, buffer_bytes=10**6)
+    for index in range(20):
+        recording.take(TOPIC, START_NS + index, text("x"))
+        time.sleep(FLUSH_S / 7)  # so that messages come just before it is due
+    recording.finish(dict)
+    assert recording.join(TIMEOUT_S)
+    assert waited and all(timeout is not None and timeout <= 0.2 for timeout in waited)
+    assert min(timeout for timeout in waited if timeout is not None) < FLUSH_S / 2
 
 
 def test_a_check_that_fails_costs_no_message(

@@ -94,7 +94,7 @@ class BagWriter:
         distribution: Name of the ROS 2 distribution.
         chunk_bytes: Bytes, and
         chunk_ns: log time in nanoseconds after which messages go to disk. A recorder whose topics
-            may fall silent calls `flush` once per second besides.
+            may fall silent calls `flush` besides.
 
     Raises:
         FileExistsError: if the folder exists.
@@ -106,7 +106,7 @@ class BagWriter:
         custom_data: Mapping[str, str],
         distribution: str = DISTRIBUTION,
         chunk_bytes: int = 4 * 2**20,
-        chunk_ns: int = 500_000_000,
+        chunk_ns: int = 200_000_000,
     ) -> None:
         self.path = path
         self._custom_data = dict(custom_data)
@@ -193,6 +193,11 @@ class BagWriter:
     def counts(self) -> dict[str, int]:
         """Topic → messages taken."""
         return {name: recorded.count for name, recorded in self._topics.items()}
+
+    @property
+    def pending_messages(self) -> int:
+        """Messages taken that are still in memory."""
+        return self._mcap.pending_messages
 
     @property
     def bytes_written(self) -> int:

@@ -51,7 +51,7 @@ class McapWriter:
         path: Path,
         metadata: Mapping[str, Mapping[str, str]],
         chunk_bytes: int = 4 * 2**20,
-        chunk_ns: int = 500_000_000,
+        chunk_ns: int = 200_000_000,
     ) -> None:
         self.path = path
         self._chunk_bytes, self._chunk_ns = chunk_bytes, chunk_ns

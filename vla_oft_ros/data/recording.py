@@ -19,8 +19,10 @@ from vla_oft_ros.data.bag_writer import BagTopic, BagWriter, DiskFull
 
 logger = logging.getLogger(__name__)
 
-FLUSH_S = 0.5
-"""Whatever stops us, so much is lost at most, and as much again that the bag still gathers."""
+FLUSH_S = 0.2
+"""Whatever stops us, what was received so long before is on disk. A killed recorder may lose a
+second: the rest is for a machine on which a thread that is due must wait for its turn.
+"""
 _COMPLAIN_EVERY_S = 2.0
 
 OnMessage = Callable[[str, int, bytes], None]
@@ -32,6 +34,31 @@ class _Message:
     log_ns: int
     data: bytes
     publish_ns: int | None
+
+
+class FlushTimer:
+    """When what is in memory is due on the disk: a period after the oldest of it came.
+
+    Args:
+        period_s: Seconds that a message may stay in memory.
+    """
+
+    def __init__(self, period_s: float = FLUSH_S) -> None:
+        self._period_s = period_s
+        self._since_s: float | None = None
+
+    def left_s(self, waiting: bool, now_s: float) -> float:
+        """Seconds until it is due, at most one period; not above 0 once it is.
+
+        Args:
+            waiting: Whether there is something in memory; told behind every message and flush.
+            now_s: Present time.
+        """
+        if not waiting:
+            self._since_s = None
+        elif self._since_s is None:
+            self._since_s = now_s
+        return self._period_s - (now_s - (now_s if self._since_s is None else self._since_s))
 
 
 class EpisodeRecording:
@@ -201,11 +228,12 @@ class EpisodeRecording:
             self._on_disk = self._count_on_disk()
 
     def _write_all(self) -> None:
-        flushed_s = time.monotonic()
+        timer = FlushTimer()
         while True:
+            left_s = self._flush_if_due(timer)
             with self._condition:
                 if not self._queue and self._closing is None:
-                    self._condition.wait(FLUSH_S)
+                    self._condition.wait(left_s)
                 batch, self._queue = self._queue, []
                 is_last = self._closing is not None
             for entry in batch:
@@ -219,14 +247,17 @@ class EpisodeRecording:
                     self._on_message(entry.topic, entry.log_ns, entry.data)
                 with self._condition:
                     self._waiting_bytes -= len(entry.data)
-                if time.monotonic() - flushed_s >= FLUSH_S:
-                    self._writer.flush()
-                    flushed_s = time.monotonic()
+                self._flush_if_due(timer)
             if is_last:
                 return
-            if time.monotonic() - flushed_s >= FLUSH_S:
-                self._writer.flush()
-                flushed_s = time.monotonic()
+
+    def _flush_if_due(self, timer: FlushTimer) -> float:
+        """Puts on disk what has waited long enough; seconds until that is so again."""
+        left_s = timer.left_s(self._writer.pending_messages > 0, time.monotonic())
+        if left_s <= 0:
+            self._writer.flush()
+            left_s = timer.left_s(False, time.monotonic())
+        return left_s
 
     def _wait_for_finish(self) -> None:
         with self._condition:
