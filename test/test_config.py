@@ -30,6 +30,7 @@ from vla_oft_ros.config import (
     load_node_config,
     load_yaml,
     nest,
+    node_section,
 )
 
 NODES = {
@@ -90,9 +91,10 @@ def test_every_parameter_file_has_a_class_and_every_class_a_file() -> None:
 def test_a_parameter_file_has_every_key_of_its_class_and_no_other(name: str) -> None:
     node, cls = NODES[name]
     content = load_yaml(config_dir() / name)
-    assert list(content) == [node]
-    assert list(content[node]) == ["ros__parameters"]
-    assert set(flat(content[node]["ros__parameters"])) == {key for key, *_ in flat_fields(cls)}
+    assert list(content) == [f"/**/{node}"]
+    assert list(content[f"/**/{node}"]) == ["ros__parameters"]
+    section = node_section(config_dir() / name, node, in_namespace=True)
+    assert set(flat(section)) == {key for key, *_ in flat_fields(cls)}
 
 
 @pytest.mark.parametrize("name", NODES)
@@ -263,8 +265,20 @@ def test_a_file_without_the_node_s_section_says_which_one_was_expected(
 ) -> None:
     path = tmp_path / "a.yaml"
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
-    with pytest.raises(ConfigError, match="expected a section 'sim_node: ros__parameters:'; got"):
+    with pytest.raises(ConfigError, match=r"expected a section '/.*/sim_node: ros__par.*:'; got"):
         load_node_config(SimConfig, path, "sim_node")
+
+
+@pytest.mark.parametrize("name", ["/**/sim_node", "/**", "sim_node", "/sim_node"])
+def test_a_section_is_found_by_every_name_that_ros_reads(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(yaml.safe_dump({name: {"ros__parameters": {"seed": 7}}}), encoding="utf-8")
+    assert node_section(path, "sim_node") == {"seed": 7}
+    if name.startswith("/**"):
+        assert node_section(path, "sim_node", in_namespace=True) == {"seed": 7}
+    else:
+        with pytest.raises(ConfigError, match="which ROS 2 reads in a namespace too; got"):
+            node_section(path, "sim_node", in_namespace=True)
 
 
 def test_overrides_win_over_the_file_and_are_checked_like_it() -> None:

@@ -22,7 +22,14 @@ from rich.console import Console
 from vla_oft_ros import config
 from vla_oft_ros.aloha import RobotProfile
 from vla_oft_ros.cli import build_parser
-from vla_oft_ros.config import FinetuneConfig, config_dir, default_of, flat_fields, load_yaml
+from vla_oft_ros.config import (
+    FinetuneConfig,
+    config_dir,
+    default_of,
+    flat_fields,
+    load_yaml,
+    node_section,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / "docs" / "reference"
@@ -75,9 +82,8 @@ def node_configs() -> dict[str, type]:
 def shipped_values(name: str) -> dict[str, Any]:
     """Dotted parameter → value of one node in the shipped YAML files."""
     for path in sorted(config_dir().glob("*.yaml")):
-        section = load_yaml(path).get(name)
-        if isinstance(section, dict) and "ros__parameters" in section:
-            return {"": path.name, **dict(flatten(section["ros__parameters"]))}
+        if f"/**/{name}" in load_yaml(path):
+            return {"": path.name, **dict(flatten(node_section(path, name)))}
     return {"": ""}
 
 

@@ -198,3 +198,14 @@ def test_a_file_for_another_node_changes_nothing(make_node: Callable, tmp_path: 
     path = tmp_path / "other.yaml"
     path.write_text("other_node:\n  ros__parameters:\n    word: b\n", encoding="utf-8")
     assert declare_config(make_node("--params-file", str(path)), Config) == Config()
+
+
+@pytest.mark.parametrize("namespace", ["/", "/robot_1", "/lab/robot_1"])
+def test_a_file_reaches_its_node_in_any_namespace(
+    namespace: str, make_node: Callable, tmp_path: Path
+) -> None:
+    path = tmp_path / "it.yaml"
+    path.write_text("/**/it:\n  ros__parameters:\n    word: b\n", encoding="utf-8")
+    node = make_node("--params-file", str(path), "-r", f"__ns:={namespace}")
+    assert node.get_namespace() == namespace
+    assert declare_config(node, Config).word == "b"

@@ -17,6 +17,7 @@ from vla_oft_ros.config.fields import (
     load_tool_config,
     load_yaml,
     nest,
+    node_section,
 )
 from vla_oft_ros.config.policy import (
     EngineConfig,
@@ -67,4 +68,5 @@ __all__ = [
     "load_tool_config",
     "load_yaml",
     "nest",
+    "node_section",
 ]

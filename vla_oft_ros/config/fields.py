@@ -208,6 +208,31 @@ def load_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
+def node_section(path: Path, node_name: str, *, in_namespace: bool = False) -> dict[str, Any]:
+    """What a ROS parameter file gives to one node.
+
+    Args:
+        path: YAML file of the form `/**/<node_name>: {ros__parameters: {…}}`.
+        node_name: Whose section.
+        in_namespace: True if the node runs in a namespace. ROS 2 then overlooks a section that is
+            called by the bare name, and the node would run with its defaults.
+
+    Raises:
+        ConfigError: if the file cannot be read or has no section that the node would read.
+    """
+    content = load_yaml(path)
+    heard = [f"/**/{node_name}", "/**", *([] if in_namespace else [node_name, f"/{node_name}"])]
+    for name in heard:
+        section = content.get(name)
+        if isinstance(section, dict) and isinstance(section.get("ros__parameters"), dict):
+            return dict(section["ros__parameters"])
+    why = ", which ROS 2 reads in a namespace too" if in_namespace else ""
+    raise ConfigError(
+        f"{path}: expected a section '/**/{node_name}: ros__parameters:'{why}; got sections "
+        f"{sorted(content)}"
+    )
+
+
 def load_node_config(
     cls: type[T], path: Path, node_name: str, overrides: Mapping[str, Any] | None = None
 ) -> T:
@@ -215,21 +240,14 @@ def load_node_config(
 
     Args:
         cls: Configuration class of the node.
-        path: YAML file of the form `<node_name>: {ros__parameters: {…}}`.
+        path: YAML file of the form `/**/<node_name>: {ros__parameters: {…}}`.
         node_name: Section to read.
         overrides: Dotted name → value, applied on top.
 
     Raises:
         ConfigError: if file, section or a value is wrong.
     """
-    content = load_yaml(path)
-    section = content.get(node_name)
-    if not isinstance(section, dict) or not isinstance(section.get("ros__parameters"), dict):
-        raise ConfigError(
-            f"{path}: expected a section '{node_name}: ros__parameters:'; got sections "
-            f"{sorted(content)}"
-        )
-    values = _merge(section["ros__parameters"], nest(overrides or {}))
+    values = _merge(node_section(path, node_name), nest(overrides or {}))
     return from_mapping(cls, values, f"{path}, {node_name}")
 
 
