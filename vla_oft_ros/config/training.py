@@ -172,8 +172,15 @@ class FinetuneConfig:
     freeze_vision: bool = field(
         default=False,
         metadata=doc(
-            "Train vision towers, FiLM, projector and word embeddings no further than "
-            "vision_start_steps did. A small LLM that cannot read yet spoils what they say."
+            "Train vision towers and projector no further than vision_start_steps did. A small "
+            "LLM that cannot read yet spoils what they say."
+        ),
+    )
+    freeze_film: bool = field(
+        default=False,
+        metadata=doc(
+            "Do not train FiLM and the word embeddings that drive it. For one instruction alone, "
+            "which gives FiLM nothing to tell. Changes nothing in a network without FiLM."
         ),
     )
     learning_rate: float = field(default=5e-4, metadata=doc("Highest rate.", ge=0.0, le=1.0))

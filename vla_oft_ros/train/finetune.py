@@ -27,7 +27,7 @@ from vla_oft_ros.data.dataset import ChunkDataset, EpisodeReader, find_episodes,
 from vla_oft_ros.data.statistics import Statistics, StatisticsCollector
 from vla_oft_ros.train.base import load_base, make_small_base
 from vla_oft_ros.train.checkpoints import DivergedError, Trainee, resume, save, saved_checkpoints
-from vla_oft_ros.train.lora import choose_trained, freeze_vision
+from vla_oft_ros.train.lora import choose_trained, freeze_film, freeze_vision
 from vla_oft_ros.train.objectives import Batch, Losses, Objective
 from vla_oft_ros.train.processes import Processes, gradients_later, joined, split_again, spread
 from vla_oft_ros.train.report import TrainingReport
@@ -200,6 +200,8 @@ class _Training:
             self._start_vision(run_dir, windows, held_out, preparation, say)
         if config.freeze_vision:
             freeze_vision(checkpoint.model)
+        if config.freeze_film:
+            freeze_film(checkpoint.model)
         self.module = spread(self.objective, processes, config.sharding)
         parameters = [p for p in self.objective.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
@@ -230,6 +232,7 @@ class _Training:
                 "vision_probe": config.vision_probe,
                 "vision_start_steps": config.vision_start_steps,
                 "freeze_vision": config.freeze_vision,
+                "freeze_film": config.freeze_film,
                 "data.start_share": config.data.start_share,
                 "data.start_frames": config.data.start_frames,
                 "seed": config.seed,

@@ -92,21 +92,22 @@ def choose_trained(model: OpenVLAOFT, *, rank: int, dropout: float = 0.0) -> Non
     model.train()
 
 
-def is_film(name: str) -> bool:
-    """Whether a parameter is one of FiLM, or an embedding of the words that drive it."""
-    return ".film." in name or ".embed_tokens." in name
-
-
-def is_vision(name: str, *, film: bool) -> bool:
-    """Whether patch tokens depend on a parameter; those of FiLM only where the network has it."""
-    seeing = name.startswith(("vision_backbone.", "projector.")) and not is_film(name)
-    return seeing or (film and is_film(name))
+def is_vision(name: str) -> bool:
+    """Whether a parameter belongs to vision towers or projector, FiLM apart."""
+    return name.startswith(("vision_backbone.", "projector.")) and ".film." not in name
 
 
 def freeze_vision(model: OpenVLAOFT) -> None:
-    """Trains vision towers, projector, FiLM and the words that drive it no further."""
+    """Trains vision towers and projector no further."""
     for name, parameter in model.named_parameters():
-        if is_vision(name, film=bool(model.config.film)):
+        if is_vision(name):
+            parameter.requires_grad_(False)
+
+
+def freeze_film(model: OpenVLAOFT) -> None:
+    """Trains FiLM and the words that drive it no further; nothing in a network without FiLM."""
+    for name, parameter in model.named_parameters():
+        if model.config.film and (".film." in name or ".embed_tokens." in name):
             parameter.requires_grad_(False)
 
 

@@ -4,8 +4,8 @@ In the first frames of demonstrations the arms rest: only the images tell what w
 network from random weights finds that out last. What the arms do in later frames tells it sooner
 where they go, and an object is one patch of hundreds, about a hundredth of what attention mixes at
 first. Here it is magnified: the mean patch token, compared with that of the batch, must tell the
-principal components of the chunks. Where several things are asked for, FiLM learns along and is
-what brings in the instruction. Not part of OpenVLA-OFT, whose towers come trained.
+principal components of the chunks, for each instruction on its own. Not part of OpenVLA-OFT, whose
+towers come trained.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from vla_oft_ros.config import ConfigError
 from vla_oft_ros.data.dataset import ChunkDataset
 from vla_oft_ros.model.vla import OpenVLAOFT
-from vla_oft_ros.train.lora import is_film, is_vision
+from vla_oft_ros.train.lora import is_vision
 from vla_oft_ros.train.objectives import Batch, Objective
 from vla_oft_ros.train.samples import Preparation, Sample, collate
 
@@ -113,12 +113,11 @@ def start_vision(
 ) -> float:
     """Trains vision towers and projector on the first frames of episodes, by the first camera.
 
-    Where instructions differ, what is to be done depends on them too: FiLM and its words then
-    learn along, and in a network without FiLM the instruction is told to what reads the patches.
+    Where instructions differ, what reads the patches is told which one was given. FiLM is left to
+    the training: by this way it was seen to learn episodes by heart instead.
 
     Args:
-        objective: Whose network learns; LLM and head stay as they are. So do FiLM and the words
-            that drive it where all demonstrations have the same instruction.
+        objective: Whose network learns; FiLM, LLM and head stay as they are.
         windows: Training frames.
         held_out: Frames of other episodes, to tell what was learned; None takes training frames.
         preparation: How frames are prepared.
@@ -138,25 +137,18 @@ def start_vision(
     checked = _first_samples(held_out, preparation, generator) if held_out else samples
     components = _Components(_chunks(samples))
     instructions = _Instructions(samples)
-    listens = len(instructions) > 1 and bool(model.config.film)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(preparation.seed)
-        answers = 1 if listens else len(instructions)
-        reader = _Reader(model.config.llm.width, answers, components.count).to(device)
-    taught = [
-        parameter
-        for name, parameter in _seeing(model).items()
-        if parameter.requires_grad and (listens or not is_film(name))
-    ]
+        reader = _Reader(model.config.llm.width, len(instructions), components.count).to(device)
+    taught = [parameter for parameter in _seeing(model).values() if parameter.requires_grad]
     parameters = [*taught, *reader.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=_RATE, fused=True)
 
     def error(chosen: list[Sample]) -> Tensor:
         batch = collate(chosen)
-        patches = _patches(objective, batch.to(device), listens=listens)
+        patches = _patches(objective, batch.to(device))
         wanted = components(batch.actions).to(device)
-        asked = torch.ones(len(chosen), 1) if listens else instructions(chosen)  # (B, I)
-        squares: Tensor = (reader(patches, asked.to(device)) - wanted).square()
+        squares: Tensor = (reader(patches, instructions(chosen).to(device)) - wanted).square()
         return squares.mean()
 
     told = 1.0
@@ -182,16 +174,12 @@ def start_vision(
 
 
 def seen_by(model: OpenVLAOFT) -> dict[str, Tensor]:
-    """Name → weight of what `start_vision` may teach, on the CPU."""
+    """Name → weight of what `start_vision` teaches, on the CPU."""
     return {name: value.detach().cpu() for name, value in _seeing(model).items()}
 
 
 def _seeing(model: OpenVLAOFT) -> dict[str, nn.Parameter]:
-    return {
-        name: parameter
-        for name, parameter in model.named_parameters()
-        if is_vision(name, film=bool(model.config.film))
-    }
+    return {name: parameter for name, parameter in model.named_parameters() if is_vision(name)}
 
 
 def _first_samples(
@@ -211,10 +199,10 @@ def _chunks(samples: list[Sample]) -> Tensor:
     return torch.from_numpy(np.stack([sample.actions for sample in samples]))
 
 
-def _patches(objective: Objective, batch: Batch, *, listens: bool) -> Tensor:
+def _patches(objective: Objective, batch: Batch) -> Tensor:
     """(B, P, D) patch tokens as the LLM gets them."""
     model = objective.model
-    with torch.set_grad_enabled(listens and torch.is_grad_enabled()):
+    with torch.no_grad():
         modulations = objective.film(batch.inputs)
     kind = batch.actions.device.type
     with torch.autocast(kind, objective.autocast, enabled=objective.autocast is not None):
