@@ -260,12 +260,20 @@ def test_a_recording_into_a_file_is_refused(tmp_path: Path) -> None:
 
 def test_a_demo_whose_policy_cannot_start_ends_with_1_and_its_words(tmp_path: Path) -> None:
     pytest.importorskip("torch")
-    done = demo(tmp_path, "--seconds", "2", "--checkpoint", str(tmp_path / "[nowhere]"))
+    (tmp_path / "[empty]").mkdir()
+    done = demo(tmp_path, "--seconds", "2", "--checkpoint", str(tmp_path / "[empty]"))
     assert done.returncode == 1
     told = " ".join(done.stdout.split())
     assert "the demo failed: policy_node ended with exit code 1; it said" in told
-    assert "[policy_node]: cannot configure" in told and "[nowhere]" in told
+    assert "[policy_node]: cannot configure" in told and "[empty]" in told
     assert processes_of(tmp_path) == []
+
+
+def test_a_checkpoint_that_is_not_there_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    done = demo(tmp_path / "out", "--checkpoint", "openvla/[nowhere]")
+    assert done.returncode == 2
+    assert "there is no directory openvla/[nowhere]. Nothing is downloaded" in done.stderr
+    assert "Traceback" not in done.stderr and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

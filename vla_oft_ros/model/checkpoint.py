@@ -160,7 +160,11 @@ def plan_checkpoint(directory: Path, unnorm_key: str, override: CheckpointRecord
     """
     if not directory.is_dir():
         raise CheckpointError(
-            directory, ["expected a local checkpoint directory; it does not exist"]
+            directory,
+            [
+                "expected a local checkpoint directory; it does not exist. Nothing is downloaded "
+                "here; for a model of Hugging Face: hf download NAME --local-dir DIR"
+            ],
         )
     problems: list[str] = []
     config = read_json(directory / CONFIG_FILE, problems)
@@ -236,7 +240,9 @@ def _complete_record(
 ) -> CheckpointRecord:
     """Override, else the checkpoint's own section, else what is known of official trainings."""
     try:
-        record = override.or_else(CheckpointRecord.from_json(config.get(SECTION, {})))
+        own = CheckpointRecord.from_json(config.get(SECTION, {}))
+        problems += _swapped_cameras(override.cameras or (), own.cameras or ())
+        record = override.or_else(own)
     except (TypeError, ValueError) as error:
         problems.append(f"{CONFIG_FILE}: {SECTION}: {error}")
         record = override
@@ -251,6 +257,16 @@ def _complete_record(
         else OFFICIAL_TRAININGS.get((action_dim, proprio_dim), CheckpointRecord())
     )
     return record.or_else(official).or_else(CheckpointRecord(preprocessing=PreprocessingConfig()))
+
+
+def _swapped_cameras(wanted: tuple[str, ...], trained: tuple[str, ...]) -> list[str]:
+    """Cameras may be given other names, but not each other's."""
+    if wanted == trained or set(wanted) != set(trained):
+        return []
+    return [
+        f"cameras: expected the order of training, {', '.join(trained)}; got {', '.join(wanted)}. "
+        "Leave the parameter empty"
+    ]
 
 
 def _dim(section: Any) -> int:

@@ -38,6 +38,7 @@ _START_TIMEOUT_S = 180.0
 _LONGEST_S = 86400.0
 _SLOWEST_REAL_TIME_FACTOR = 0.05
 _PLAIN_LINE_EVERY_S = 2.0
+_WAITING_LINE_EVERY_S = 10.0
 _REFRESH_PER_S = 5.0
 
 START_GRIPPER = 0.1
@@ -90,6 +91,12 @@ def run_demo(options: DemoOptions, console: Console) -> int:
     """
     if not 1.0 <= options.seconds <= _LONGEST_S:
         raise ConfigError(f"--seconds: expected 1 to {_LONGEST_S:g}; got {options.seconds:g}")
+    if options.checkpoint != RANDOM and not checkpoint_path(options.checkpoint).is_dir():
+        raise ConfigError(
+            f"--checkpoint: expected a local checkpoint directory, {PREFIX}<name> or {RANDOM}; "
+            f"there is no directory {options.checkpoint}. Nothing is downloaded here; for a model "
+            "of Hugging Face: hf download NAME --local-dir DIR"
+        )
     config_dir = (options.config_dir or shipped_config_dir()).resolve()
     needed = ["policy.yaml", "controller.yaml", "sim.yaml", "fastdds_loopback.xml"]
     record_dir = None if options.record_dir is None else recording_dir(options.record_dir)
@@ -233,7 +240,7 @@ def _watch(
             if monitor.started_ns is None and now_s > started_s + _START_TIMEOUT_S:
                 raise DemoFailed(
                     f"no action chunk within {_START_TIMEOUT_S:g} s; the policy "
-                    f"said\n{nodes.log_tail('policy_node')}"
+                    f"said\n{nodes.log_tail('policy_node') or 'nothing yet: is the machine busy?'}"
                     f"\nthe controller said\n{nodes.log_tail('controller_node')}"
                 )
             if now_s > limit_s:
@@ -241,13 +248,15 @@ def _watch(
                     f"simulated time is slower than {_SLOWEST_REAL_TIME_FACTOR:g} of real time"
                 )
             if now_s >= next_line_s:
-                line = f"{monitor.line()}  {attempts.line()}"
+                waits = monitor.started_ns is None
+                rest = f"{now_s - started_s:.0f} s" if waits else f" {attempts.line()}"
+                line = f"{monitor.line()} {rest}"
                 if console.is_terminal:
                     live.update(Text(line))
                     next_line_s = now_s + 1.0 / _REFRESH_PER_S
                 else:
                     console.print(line, soft_wrap=True)
-                    next_line_s = now_s + _PLAIN_LINE_EVERY_S
+                    next_line_s = now_s + (_WAITING_LINE_EVERY_S if waits else _PLAIN_LINE_EVERY_S)
 
 
 def _report(
