@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -12,7 +13,7 @@ import pytest
 from lifecycle_msgs.msg import State, Transition
 from lifecycle_msgs.srv import ChangeState
 from rclpy.node import Node
-from ros.graph import parameters
+from ros.graph import TIMEOUT_S, parameters
 from std_msgs.msg import String
 
 from vla_oft_ros.config import ConfigError, check_fields, doc
@@ -225,6 +226,55 @@ sys.exit(lifecycle.run(make))
 
 def test_a_second_interrupt_does_not_kill_a_process_that_is_ending() -> None:
     assert subprocess.run([sys.executable, "-c", LATE], timeout=120, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_during_configuration_ends_it_at_once_and_leaves_nothing(
+    number: signal.Signals, signals: None
+) -> None:
+    class Slow(Recorder):
+        def _setup(self) -> None:
+            self._call("setup")
+            os.kill(os.getpid(), number)
+            time.sleep(TIMEOUT_S)
+            self._call("loaded")
+
+        def _teardown(self) -> None:
+            os.kill(os.getpid(), number)  # launch and terminal both send it
+            self._call("teardown")
+
+    made: list[Slow] = []
+    assert lifecycle.run(lambda: made.append(Slow()) or made[0], []) == 0  # type: ignore[func-returns-value]
+    assert made[0].calls == ["setup", "teardown"]
+
+
+def test_a_callback_that_fails_stops_the_node_before_its_process_ends_with_1(
+    signals: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    made: list[Recorder] = []
+
+    def make() -> Recorder:
+        made.append(Recorder())
+        made[0].create_timer(0.01, lambda: 1 / 0)
+        return made[0]
+
+    assert lifecycle.run(make, []) == 1
+    assert made[0].calls == ["setup", "start", "stop", "teardown"]
+    told = capfd.readouterr().err
+    assert "a callback failed" in told and "ZeroDivisionError" in told
+
+
+@pytest.mark.parametrize(("session_of_init", "killed"), [(7, False), (1, True)])
+def test_only_an_orphan_takes_process_1_for_a_starter_that_is_gone(
+    session_of_init: int, killed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[tuple[int, int]] = []
+    monkeypatch.setattr(lifecycle, "_PR_SET_PDEATHSIG", 0)  # no option: this process goes on
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    monkeypatch.setattr(os, "getsid", lambda pid: session_of_init if pid == 1 else 7)
+    monkeypatch.setattr(os, "kill", lambda *signal_to: sent.append(signal_to))
+    lifecycle.exit_with_parent()
+    assert sent == ([(os.getpid(), signal.SIGTERM)] if killed else [])
 
 
 def test_a_refused_autostart_ends_the_process_with_1(signals: None) -> None:

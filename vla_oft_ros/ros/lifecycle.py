@@ -14,7 +14,8 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from types import FrameType
 
@@ -75,8 +76,18 @@ def exit_with_parent() -> None:
     robot node behind.
     """
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() == 1:
+    if os.getppid() == 1 and not _belongs_to_init():
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _belongs_to_init() -> bool:
+    """True if process 1 has started this one, as `ros2 launch` in a container does; an orphan
+    that process 1 has inherited is of another session.
+    """
+    try:
+        return os.getsid(0) == os.getsid(1)
+    except OSError:
+        return False
 
 
 class ManagedNode(LifecycleNode):
@@ -201,10 +212,20 @@ class ManagedNode(LifecycleNode):
             return TransitionCallbackReturn.FAILURE
         return TransitionCallbackReturn.SUCCESS
 
-    def autostart(self) -> bool:
-        """Configures and activates; False if either is refused."""
+    def autostart(self, configuring: AbstractContextManager[None] | None = None) -> bool:
+        """Configures and activates; False if either is refused.
+
+        Args:
+            configuring: What holds while the node is being configured.
+        """
         success = TransitionCallbackReturn.SUCCESS
-        return self.trigger_configure() == success and self.trigger_activate() == success
+        with configuring or nullcontext():
+            configured = self.trigger_configure() == success
+        return configured and self.trigger_activate() == success
+
+    def give_up_configuring(self) -> None:
+        """Leaves nothing of a configuration that was interrupted halfway."""
+        self._guard("clean up", self._teardown)
 
 
 def run(make_node: Callable[[], Node], args: list[str] | None = None) -> int:
@@ -218,14 +239,10 @@ def run(make_node: Callable[[], Node], args: list[str] | None = None) -> int:
         args: Command line; None is the process's own.
 
     Returns:
-        Exit code: 0 after a signal, 1 if autostart was refused or the node gave up, 2 for a wrong
-        configuration.
+        Exit code: 0 after a signal, 1 if autostart was refused, the node gave up or a callback of
+        it failed, 2 for a wrong configuration.
     """
-    stopping: list[int] = []
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        stopping.append(number)
-
+    stop = _Stop()
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
     try:
@@ -240,7 +257,7 @@ def run(make_node: Callable[[], Node], args: list[str] | None = None) -> int:
             get_logger("vla_oft_ros").fatal(str(error))
             return 2
         try:
-            return _spin(node, stopping)
+            return _spin(node, stop)
         finally:
             node.destroy_node()
     finally:
@@ -251,21 +268,51 @@ def run(make_node: Callable[[], Node], args: list[str] | None = None) -> int:
             signal.signal(number, signal.SIG_IGN)
 
 
-def _spin(node: Node, stopping: list[int]) -> int:
+class _Stop:
+    """Handler of the signals that end a node: once it works, after the callback that runs."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._at_once = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        """Takes a signal."""
+        self.asked = True
+        if self._at_once:
+            self._at_once = False  # launch and terminal may both send it
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Meanwhile a signal interrupts: a network is not loaded for minutes to be thrown away."""
+        self._at_once = True
+        try:
+            yield
+        finally:
+            self._at_once = False
+
+
+def _spin(node: Node, stop: _Stop) -> int:
     executor = SingleThreadedExecutor()
     executor.add_node(node)
+    managed = node if isinstance(node, ManagedNode) else None
     try:
-        managed = isinstance(node, ManagedNode)
-        if managed and node.config.autostart and not node.autostart():  # type: ignore[attr-defined]
+        if managed and managed.config.autostart and not managed.autostart(stop.at_once()):
             return 1
-        while not stopping:
+        while not stop.asked:
             executor.spin_once(timeout_sec=_POLL_S)
             if getattr(node, "failed", False):
                 return 1
-        if managed and node.state_id in (_INACTIVE, _ACTIVE):
-            node.trigger_shutdown()
         return 0
+    except KeyboardInterrupt:  # halfway through configuring
+        managed.give_up_configuring()
+        return 0
+    except Exception:
+        node.get_logger().fatal(f"a callback failed; the node ends:\n{traceback.format_exc()}")
+        return 1
     finally:
+        if managed and managed.state_id in (_INACTIVE, _ACTIVE):
+            managed.trigger_shutdown()
         executor.remove_node(node)
         executor.shutdown()
 
