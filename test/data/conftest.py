@@ -13,3 +13,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--tfds-python",
         help="a Python that has tensorflow-datasets, to read RLDS data sets with",
     )
+    parser.addoption(
+        "--lerobot-python",
+        help="a Python that has lerobot, to read LeRobot data sets with",
+    )

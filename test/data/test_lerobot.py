@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import pickle
+import subprocess
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import av
@@ -156,3 +159,105 @@ def test_a_video_that_is_none_or_too_short_is_named(tmp_path: Path) -> None:
     write_video(tmp_path / "b.mp4", make_episode(steps=3).images["cam_high"], 25, "h264")
     with pytest.raises(EpisodeError, match="expected frame 5; the video ends before"):
         VideoFrames(tmp_path / "b.mp4", 25.0).read(5)
+
+
+READ_WITH_LEROBOT = """
+import json, sys, types
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+
+if find_spec("torchvision") is None:
+    # LeRobot imports it for augmentations, which are not used here, and decodes videos with its
+    # VideoReader, which newer ones no longer have: the same by PyAV.
+    import av, torch
+
+    class VideoReader:
+        def __init__(self, path, stream):
+            self.container = av.open(path)
+
+        def seek(self, time_s, keyframes_only):
+            self.container.seek(int(time_s * av.time_base), backward=True)
+
+        def __iter__(self):
+            for frame in self.container.decode(video=0):
+                image = torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)
+                yield {"data": image, "pts": frame.time}
+
+    def module(name, **content):
+        made = sys.modules[name] = types.ModuleType(name)
+        made.__spec__ = ModuleSpec(name, None)
+        made.__dict__.update(content)
+        return made
+
+    functional = module("torchvision.transforms.v2.functional")
+    v2 = module("torchvision.transforms.v2", Transform=object, functional=functional)
+    transforms = module("torchvision.transforms", v2=v2)
+    io = module("torchvision.io", VideoReader=VideoReader)
+    module("torchvision", transforms=transforms, io=io, set_video_backend=lambda name: None)
+
+import lerobot
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+chunk = {"action": [step / 25 for step in range(4)]}
+data = LeRobotDataset("local/set", sys.argv[1], delta_timestamps=chunk, video_backend="pyav")
+items = [data[index] for index in range(len(data))]
+cameras = [name for name in data.features if "images" in name]
+print("TOLD" + json.dumps({
+    "version": lerobot.__version__,
+    "fps": data.fps,
+    "episodes": data.num_episodes,
+    "state_names": data.features["observation.state"]["names"],
+    "stats": data.meta.stats["action"]["mean"].tolist(),
+    "frames": [
+        {
+            "state": item["observation.state"].tolist(),
+            "actions": item["action"].tolist(),
+            "behind_the_end": item["action_is_pad"].tolist(),
+            "task": item["task"],
+            "episode": int(item["episode_index"]),
+            "frame": int(item["frame_index"]),
+            "images": {
+                name.rsplit(".", 1)[1]: (item[name] * 255).round().int().tolist()
+                for name in cameras
+            },
+        }
+        for item in items
+    ],
+}))
+"""
+
+
+@pytest.mark.slow
+def test_lerobot_reads_the_same(
+    folder: Path, episodes: list[Episode], request: pytest.FixtureRequest
+) -> None:
+    python = request.config.getoption("--lerobot-python")
+    if python is None and find_spec("lerobot") is None:
+        pytest.skip("needs lerobot here or behind --lerobot-python")
+    done = subprocess.run(
+        [python or sys.executable, "-c", READ_WITH_LEROBOT, str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PATH": "/usr/bin:/bin", "HOME": str(folder.parent), "HF_HUB_OFFLINE": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.split("TOLD")[1])
+    assert (told["fps"], told["episodes"]) == (25, len(episodes))
+    assert len(told["frames"]) == sum(map(len, episodes))
+    assert np.allclose(told["stats"], np.concatenate([e.action for e in episodes]).mean(0))
+    frames = iter(told["frames"])
+    for number, episode in enumerate(episodes):
+        for step in range(len(episode)):
+            frame = next(frames)
+            assert (frame["episode"], frame["frame"]) == (number, step)
+            assert frame["task"] == episode.instruction
+            assert np.array_equal(np.float32(frame["state"]), np.float32(episode.qpos[step]))
+            ahead = [min(step + later, len(episode) - 1) for later in range(4)]
+            assert np.array_equal(np.float32(frame["actions"]), np.float32(episode.action[ahead]))
+            behind = [step + later >= len(episode) for later in range(4)]
+            assert frame["behind_the_end"] == behind
+            for camera in episode.cameras:
+                image = np.moveaxis(np.array(frame["images"][camera]), 0, -1)  # (H, W, 3)
+                shown = np.asarray(episode.images[camera][step], np.int64)
+                assert np.abs(image - shown).mean() <= 4.0  # H.264 is lossy
