@@ -138,6 +138,18 @@ def test_only_the_policy_and_a_replay_may_publish_chunks_and_only_who_moves_arms
 
 
 @pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("node", ["policy_node", "recorder_node", "token_viewer_node"])
+def test_who_looks_at_the_robot_may_hear_each_of_its_cameras_and_followers(
+    node: str, profile: str
+) -> None:
+    robot = load_profile(profile)
+    access = read_policy(shipped_policies()[profile])[f"/vla_oft/{node}"]
+    images = [name for topic in robot.camera_topics for name in (topic, f"{topic}/compressed")]
+    wanted = ["/" + topic.lstrip("/") for topic in (*images, *robot.follower_joint_state_topics)]
+    assert [topic for topic in wanted if not may(access, "subscribe", f"rt{topic}")] == []
+
+
+@pytest.mark.parametrize("profile", PROFILES)
 def test_no_node_of_ours_has_a_right_with_a_wildcard(profile: str) -> None:
     for name, access in read_policy(shipped_policies()[profile]).items():
         if name.rpartition("/")[2] in NODES | {"sim_node", "teleop_node", "replay"}:

@@ -178,6 +178,8 @@ def running_nodes(overrides: Mapping[str, Mapping[str, object]]) -> Iterator[lis
             nodes.append(kind())
             if hasattr(nodes[-1], "autostart") and not nodes[-1].autostart():
                 raise RuntimeError(f"{name} could not be started")
+            if hasattr(nodes[-1], "hear_everything"):  # hears otherwise only what somebody needs
+                nodes[-1].hear_everything()
         yield nodes
     finally:
         for node in reversed(nodes):

@@ -21,6 +21,7 @@ from vla_oft_ros.ros.processes import keep_on_loopback
 if TYPE_CHECKING:
     from ros.fakes import FakePolicy
     from ros.graph import Graph
+    from ros.viewer_bench import Bench
 
 HAS_ROS = find_spec("rclpy") is not None and find_spec("vla_oft_ros.msg") is not None
 NO_ROS = (
@@ -74,6 +75,15 @@ def make_graph() -> Iterator[Callable[..., Graph]]:
     for graph in made:
         graph.close()
     rclpy.try_shutdown()
+
+
+@pytest.fixture
+def make_bench(make_graph: Callable[..., Graph]) -> Callable[..., Bench]:
+    """A viewer with these parameters, and somebody who speaks to it."""
+    from ros.graph import parameters
+    from ros.viewer_bench import Bench
+
+    return lambda **values: Bench(make_graph(*parameters(**values)))
 
 
 @pytest.fixture

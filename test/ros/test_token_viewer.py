@@ -7,19 +7,28 @@ import pytest
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
-from ros.graph import Graph, parameters
+from ros.graph import parameters
+from ros.viewer_bench import (
+    FRAME_NS,
+    HIGH,
+    KEPT,
+    PROFILE,
+    SIDE_PX,
+    Bench,
+    chunk,
+    kept_pixel,
+    picture,
+    tokens,
+)
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import String
 from visualization_msgs.msg import Marker, MarkerArray
 
 from vla_oft_ros import msg as messages
 from vla_oft_ros.aloha import (
-    ACTION_NAMES,
     ARMS,
     CAMERAS,
-    JOINT_STATE_NAMES,
     START_ARM_POSE_RAD,
-    RobotProfile,
     load_profile,
     start_pose,
 )
@@ -29,14 +38,11 @@ from vla_oft_ros.overlay import COLORS
 from vla_oft_ros.overlay_caption import STRIP_PX
 from vla_oft_ros.robot_model import WORLD, RobotModel, model_positions
 from vla_oft_ros.ros.conversions import (
-    chunk_to_msg,
     compressed_image_from_msg,
     compressed_image_to_msg,
     image_from_msg,
     image_to_msg,
-    joint_state_to_msg,
     pruning_to_msg,
-    retained_to_msg,
     safety_to_msg,
     stamp_from_msg,
 )
@@ -52,98 +58,7 @@ from vla_oft_ros.ros.viewer_markers import (
     status_text,
 )
 from vla_oft_ros.safety_report import SafetyState
-from vla_oft_ros.types import ActionChunk, KeptBy, MotionMode, RetainedTokens
-
-PROFILE = load_profile("sim")
-HIGH = CAMERAS[0]
-FRAME_NS = 40_000_000
-SIDE_PX = 128
-KEPT = 5
-"""Patch of the 16 x 16 grid that the tests keep."""
-
-
-def picture(number: int) -> np.ndarray:
-    """(128, 128, 3) uint8 of one grey that tells the frame."""
-    return np.full((SIDE_PX, SIDE_PX, 3), 10 + 20 * number, dtype=np.uint8)
-
-
-def tokens(
-    stamp_ns: int, camera: str = HIGH, layer: int = 2, kept: int = KEPT
-) -> messages.RetainedTokens:
-    return retained_to_msg(
-        RetainedTokens(
-            camera=camera,
-            stamp_ns=stamp_ns,
-            grid=(16, 16),
-            layer=layer,
-            patch_indices=np.array([kept], dtype=np.int32),
-            kept_by=np.array([KeptBy.DYNAMIC], dtype=np.uint8),
-        )
-    )
-
-
-class Bench:
-    """A viewer, and somebody who speaks as cameras, robot, policy and controller."""
-
-    def __init__(self, graph: Graph, profile: RobotProfile = PROFILE) -> None:
-        self.graph = graph
-        self.node = graph.add(TokenViewerNode())
-        ear = graph.ear
-        self.images = {
-            camera: ear.create_publisher(Image, profile.camera_topic(camera), 100)
-            for camera in CAMERAS
-        }
-        self._say = {
-            kind: ear.create_publisher(kind, topic, 100)
-            for kind, topic in (
-                (messages.RetainedTokens, "retained_tokens"),
-                (messages.ActionChunk, "action_chunk"),
-                (messages.PruningStatus, "pruning_status"),
-                (messages.SafetyStatus, "safety_status"),
-                (JointState, "joint_targets"),
-            )
-        }
-        self._joints = [
-            ear.create_publisher(JointState, topic, 10)
-            for topic in profile.follower_joint_state_topics
-        ]
-        for publisher in (*self._say.values(), *self._joints):
-            graph.until(publisher.get_subscription_count, f"a viewer of {publisher.topic_name}")
-
-    def say(self, *spoken: object) -> None:
-        for message in spoken:
-            self._say[type(message)].publish(message)
-
-    def show_frames(self, count: int, camera: str = HIGH) -> None:
-        """Publishes frames 1 … count and gives them time to arrive."""
-        publisher = self.images[camera]
-        self.graph.until(publisher.get_subscription_count, f"a viewer of {camera}")
-        for number in range(1, count + 1):
-            publisher.publish(image_to_msg(picture(number), number * FRAME_NS, camera))
-        self.graph.listen_in_silence()
-
-    def move(self, joints: np.ndarray, stamp_ns: int) -> None:
-        """Says that the arms are here."""
-        for publisher, part in zip(self._joints, joints.reshape(2, 7), strict=True):
-            servo = PROFILE.gripper.action_to_servo_rad(part[6])
-            finger = PROFILE.gripper.finger_m(servo)
-            position = np.array([*part[:6], servo, finger, -finger])
-            publisher.publish(joint_state_to_msg(JOINT_STATE_NAMES, position, stamp_ns))
-
-    def now_ns(self) -> int:
-        return int(self.graph.ear.get_clock().now().nanoseconds)
-
-
-@pytest.fixture
-def make_bench(make_graph: Callable) -> Callable[..., Bench]:
-    return lambda **values: Bench(make_graph(*parameters(**values)))
-
-
-def kept_pixel(overlay: np.ndarray) -> int:
-    """Grey in the middle of the kept patch, below the title."""
-    middle = round(SIDE_PX * (1 - 0.9**0.5) / 2 + 0.9**0.5 * SIDE_PX * (KEPT + 0.5) / 16)
-    top = round(SIDE_PX * (1 - 0.9**0.5) / 2 + 0.9**0.5 * SIDE_PX * 0.5 / 16)
-    return int(overlay[STRIP_PX + top, middle, 0])
+from vla_oft_ros.types import ActionChunk, KeptBy, MotionMode
 
 
 def test_the_overlay_is_drawn_on_the_frame_that_the_policy_used_not_on_the_newest(
@@ -222,20 +137,6 @@ def test_cameras_that_are_compressed_are_shown_too(make_bench: Callable) -> None
     assert kept_pixel(image_from_msg(shown[0])) == pytest.approx(picture(3)[0, 0, 0], abs=2)
 
 
-def test_a_camera_is_heard_only_while_somebody_looks_at_its_overlay(make_bench: Callable) -> None:
-    bench = make_bench()
-    counts = {camera: bench.images[camera].get_subscription_count for camera in CAMERAS}
-    bench.graph.listen_in_silence()
-    assert [count() for count in counts.values()] == [0, 0, 0]
-    looking = bench.graph.ear.create_subscription(
-        Image, f"viewer/overlay/{HIGH}", lambda message: None, 10
-    )
-    bench.graph.until(counts[HIGH], "a viewer of the camera")
-    assert [counts[camera]() for camera in CAMERAS[1:]] == [0, 0]
-    bench.graph.ear.destroy_subscription(looking)
-    bench.graph.until(lambda: not counts[HIGH](), "the end of listening")
-
-
 def test_an_image_too_small_for_its_patches_is_told_and_the_next_one_shown(
     make_bench: Callable,
 ) -> None:
@@ -251,17 +152,6 @@ def test_an_image_too_small_for_its_patches_is_told_and_the_next_one_shown(
     bench.images[HIGH].publish(image_to_msg(picture(3), 3 * FRAME_NS, HIGH))
     bench.say(tokens(3 * FRAME_NS))
     bench.graph.until(lambda: shown, "an overlay")
-
-
-def chunk(stamp_ns: int, actions: np.ndarray) -> messages.ActionChunk:
-    made = ActionChunk(
-        actions=actions,
-        stamp_ns=stamp_ns,
-        dt_ns=FRAME_NS,
-        instruction="lift the cube",
-        inference_s=0.1,
-    )
-    return chunk_to_msg(made, ACTION_NAMES)
 
 
 def positions(marker: Marker) -> np.ndarray:
@@ -331,6 +221,7 @@ def test_the_words_above_the_robot_say_mode_speeds_ratio_and_safety() -> None:
         "HOLD: no action",
     ]
     assert status_text(Status()) == "policy silent\ncontroller silent"
+    assert status_text(Status(waited=False)) == "policy not heard yet\ncontroller not heard yet"
 
 
 def test_a_planned_path_fades_with_time() -> None:
@@ -482,9 +373,10 @@ def test_the_viewer_only_listens_and_makes_nobody_wait(make_bench: Callable) -> 
     bench = make_bench()
     node = bench.node
     bench.graph.hear(Image, f"viewer/overlay/{HIGH}")
+    bench.graph.hear(MarkerArray, "viewer/markers")
     topics = ["retained_tokens", "action_chunk", "pruning_status", "safety_status"]
     topics += ["joint_targets", *PROFILE.follower_joint_state_topics, PROFILE.camera_topic(HIGH)]
-    bench.graph.until(lambda: node.count_subscribers(topics[-1]), "a camera that is heard")
+    bench.graph.until(lambda: len(bench.heard()) == len(topics), "all that is heard")
     for topic in topics:
         (heard,) = [
             info
@@ -502,19 +394,6 @@ def test_the_viewer_only_listens_and_makes_nobody_wait(make_bench: Callable) -> 
     own |= overlays | {f"{topic}/compressed" for topic in overlays}
     shared = {"/robot_description", "/diagnostics", "/rosout", "/parameter_events"}
     assert own <= published <= own | shared | {"/tf", "/tf_static"}
-
-
-def test_nothing_is_published_that_nobody_subscribes_to(make_bench: Callable) -> None:
-    bench = make_bench()
-    sent: list[str] = []
-    for publisher in bench.node.publishers:
-        if publisher.topic_name.startswith("/viewer") or publisher.topic_name == "/tf":
-            publisher.publish = lambda message, name=publisher.topic_name: sent.append(name)
-    now_ns = bench.now_ns()
-    bench.move(start_pose(), now_ns)
-    bench.say(tokens(now_ns), targets_to_msg(start_pose(), now_ns))
-    bench.graph.listen_in_silence()
-    assert sent == []
 
 
 @pytest.mark.parametrize(("kind", "end"), [(Image, ""), (CompressedImage, "/compressed")])

@@ -77,6 +77,8 @@ class ModelFrames:
             self._tf = node.create_publisher(self._tf_type, "/tf", QoSProfile(depth=_TF_DEPTH))
             self._fixed = node.create_publisher(self._tf_type, "/tf_static", LATCHED)
             self._fixed.publish(self._tf_type(transforms=self._fixed_frames()))
+        self.outputs = tuple(filter(None, (*self._joints.values(), self._tf)))
+        """Publishers of what moves."""
 
     def _fixed_frames(self) -> list[TransformStamped]:
         frames = []

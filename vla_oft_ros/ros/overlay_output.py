@@ -16,6 +16,7 @@ from vla_oft_ros.overlay import paint_retained
 from vla_oft_ros.overlay_caption import SHORT_LEGEND, with_legend, with_title
 from vla_oft_ros.ros.camera_input import CameraInput, Decode
 from vla_oft_ros.ros.conversions import compressed_image_to_msg, image_decoder, image_to_msg
+from vla_oft_ros.ros.watched_inputs import WatchedInputs
 from vla_oft_ros.token_frames import KeptFrame
 
 _HEARD = QoSProfile(depth=10, reliability=ReliabilityPolicy.BEST_EFFORT)
@@ -47,24 +48,12 @@ class OverlayOutput:
         self._raw = node.create_publisher(Image, name, _SHOWN)
         self._jpeg = node.create_publisher(CompressedImage, f"{name}/compressed", _SHOWN)
         decode = image_decoder(config.image_decoder)
-        self._input = CameraInput(
-            node, camera, topic, config.image_transport, decode, on_frame, _HEARD
-        )
-        self.is_watched = False
-        """True while the camera is heard."""
+        heard = CameraInput(node, camera, topic, config.image_transport, decode, on_frame, _HEARD)
+        self.outputs = (self._raw, self._jpeg)
+        """Publishers of the two kinds."""
+        self.camera_input = WatchedInputs(self.outputs, [heard])
         self.drawn = 0
         """Overlays published so far."""
-
-    def look(self) -> bool:
-        """Begins to hear the camera when somebody subscribes, and ends when nobody does."""
-        watched = bool(self._raw.get_subscription_count() or self._jpeg.get_subscription_count())
-        if watched != self.is_watched:
-            self.is_watched = watched
-            if watched:
-                self._input.setup()
-            else:
-                self._input.teardown()
-        return watched
 
     def publish(self, kept: KeptFrame) -> None:
         """Draws one answer of the policy and publishes it in the kinds that are listened to.

@@ -2,8 +2,8 @@
 the robot as it is and as it should be. For RViz and Foxglove.
 
 A process of its own that only listens, best effort, so that no publisher ever waits for it or
-sends anything twice. Nothing is heard of a camera, drawn or computed unless somebody subscribes
-to it.
+sends anything twice. What nobody subscribes to is not drawn, and what is needed for nothing else
+is not even heard: a viewer at which nobody looks only asks, now and then, whether anybody does.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
-from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.qos import QoSProfile
 from sensor_msgs.msg import JointState
 from visualization_msgs.msg import Marker, MarkerArray
 
 from vla_oft_ros import msg as messages
-from vla_oft_ros.aloha import ACTION_NAMES, ARMS, CAMERAS, JointStateError, load_profile
+from vla_oft_ros.aloha import ACTION_NAMES, ARMS, CAMERAS, load_profile
 from vla_oft_ros.config import TokenViewerConfig
 from vla_oft_ros.image_decoding import ImageError
 from vla_oft_ros.kinematics import BasePose
@@ -43,12 +43,14 @@ from vla_oft_ros.ros.viewer_markers import (
     plan_markers,
     status_marker,
 )
+from vla_oft_ros.ros.watched_inputs import TopicInput, WatchedInputs
 from vla_oft_ros.token_frames import TokenFrames
+from vla_oft_ros.types import ActionChunk
 
 _COMPLAIN_EVERY_S = 5.0
 _DIAGNOSTICS_PERIOD_S = 1.0
-_LISTEN = QoSProfile(depth=100, reliability=ReliabilityPolicy.BEST_EFFORT)
-"""Deep enough for all stages of some inferences, which come at once."""
+_LOOK_PERIOD_S = 0.2
+"""How often a viewer asks who looks: its own only work while nobody does."""
 _SHOWN = QoSProfile(depth=2)
 
 
@@ -73,29 +75,51 @@ class TokenViewerNode(Node):
         self._markers = self.create_publisher(MarkerArray, config.marker_topic, _SHOWN)
         self._frames = self._model() if self._profile.arm_model == "vx300s" else None
         self._diagnostics = Diagnostics(self)
-        self._listen(messages.RetainedTokens, config.retained_tokens_topic, self._on_retained)
-        self._listen(
-            messages.ActionChunk,
-            config.chunk_topic,
-            lambda message: self._keep("chunk", chunk_from_msg(message, ACTION_NAMES)),
-        )
-        self._listen(
-            messages.PruningStatus,
-            config.pruning_status_topic,
-            lambda message: self._keep("motion", pruning_from_msg(message)),
-        )
-        self._listen(
-            messages.SafetyStatus,
-            config.safety_topic,
-            lambda message: self._keep("safety", safety_from_msg(message)),
-        )
-        self._listen(JointState, config.target_topic, self._on_targets)
-        self._followers = FollowerStates(self, self._profile, self._on_joints)
-        self._followers.setup()
+        self._inputs = self._make_inputs()
         # Real time: a simulation that stands still is looked at too.
         steady = Clock(clock_type=ClockType.STEADY_TIME)
-        self.create_timer(1.0 / config.rate_hz, self._show, clock=steady)
+        self._rounds = self.create_timer(1.0 / config.rate_hz, self._show, clock=steady)
+        self._rounds.cancel()
+        self.create_timer(_LOOK_PERIOD_S, self._look, clock=steady)
         self.create_timer(_DIAGNOSTICS_PERIOD_S, self._publish_diagnostics, clock=steady)
+
+    def _make_inputs(self) -> tuple[WatchedInputs, ...]:
+        """What is heard, by what it is heard for."""
+        config = self.config
+
+        def words(kind: type, topic: str, what: str, convert: Callable) -> TopicInput:
+            return TopicInput(self, kind, topic, lambda said: self._keep(what, convert(said)))
+
+        spoken = (
+            words(messages.ActionChunk, config.chunk_topic, "chunk", _chunk),
+            words(messages.PruningStatus, config.pruning_status_topic, "motion", pruning_from_msg),
+            words(messages.SafetyStatus, config.safety_topic, "safety", safety_from_msg),
+        )
+        joints = (
+            TopicInput(self, JointState, config.target_topic, self._on_targets),
+            FollowerStates(self, self._profile, self._on_joints),
+        )
+        tokens = (
+            TopicInput(
+                self, messages.RetainedTokens, config.retained_tokens_topic, self._on_retained
+            ),
+        )
+        overlays = self._overlays.values()
+        moving = self._frames.outputs if self._frames is not None else ()
+        self._words = WatchedInputs([self._markers], spoken)
+        return (
+            *(overlay.camera_input for overlay in overlays),
+            WatchedInputs([output for overlay in overlays for output in overlay.outputs], tokens),
+            WatchedInputs([self._markers, *moving], joints),
+            self._words,
+        )
+
+    def hear_everything(self) -> None:
+        """Takes up every input at once, whoever looks, until the next look; for tools that list
+        what the node may hear.
+        """
+        for inputs in self._inputs:
+            inputs.hear(True)
 
     def _model(self) -> ModelFrames:
         """Both arms; only of a robot whose kinematics are known."""
@@ -107,18 +131,19 @@ class TokenViewerNode(Node):
             self, urdf, config.robot_description_topic, topics, tf=config.publish_tf
         )
 
-    def _listen(self, kind: type, topic: str, take: Callable) -> None:
-        """Subscribes; what cannot be used is told and dropped."""
-
-        def taken(message: object) -> None:
-            try:
-                take(message)
-            except (ValueError, JointStateError) as error:
-                self.get_logger().error(
-                    f"{topic}: {error}", throttle_duration_sec=_COMPLAIN_EVERY_S
-                )
-
-        self.create_subscription(kind, topic, taken, _LISTEN)
+    def _look(self) -> None:
+        """Begins to hear and to draw what somebody subscribes to, and ends when nobody does."""
+        listened = self._words.is_watched
+        watched = [inputs.look() for inputs in self._inputs]
+        for camera, overlay in self._overlays.items():
+            if not overlay.camera_input.is_watched:
+                self._tokens.clear(camera)
+        if self._words.is_watched and not listened:
+            self._keep("beginning", True)
+        if not any(watched):
+            self._rounds.cancel()
+        elif self._rounds.is_canceled():
+            self._rounds.reset()
 
     def _now_ns(self) -> int:
         return int(self.get_clock().now().nanoseconds)
@@ -134,7 +159,7 @@ class TokenViewerNode(Node):
 
     def _on_retained(self, message: messages.RetainedTokens) -> None:
         overlay = self._overlays.get(message.camera)
-        if overlay is not None and overlay.is_watched:
+        if overlay is not None and overlay.camera_input.is_watched:
             self._tokens.add_retained(retained_from_msg(message))
 
     def _on_targets(self, message: JointState) -> None:
@@ -146,10 +171,8 @@ class TokenViewerNode(Node):
     def _show(self) -> None:
         """One round: overlays of the answers that came, then markers and frames of this moment."""
         for camera, overlay in self._overlays.items():
-            if overlay.look():
+            if overlay.camera_input.is_watched:
                 self._show_overlay(camera, overlay)
-            else:
-                self._tokens.clear(camera)
         if self._frames is not None:
             self._show_frames(self._frames)
         if self._markers.get_subscription_count():
@@ -189,6 +212,7 @@ class TokenViewerNode(Node):
             retain_ratio=retain_ratio,
             safety=self._recent("safety"),
             instruction=chunk.instruction if chunk else "",
+            waited=self._recent("beginning") is None,
         )
         markers = [status_marker(status, self._bases, now_ns)]
         if self._frames is None:
@@ -201,7 +225,9 @@ class TokenViewerNode(Node):
         return markers
 
     def _publish_diagnostics(self) -> None:
-        watched = [camera for camera, overlay in self._overlays.items() if overlay.is_watched]
+        watched = [
+            camera for camera, overlay in self._overlays.items() if overlay.camera_input.is_watched
+        ]
         self._diagnostics.publish(
             {
                 "overlays": (
@@ -215,6 +241,10 @@ class TokenViewerNode(Node):
                 )
             }
         )
+
+
+def _chunk(message: messages.ActionChunk) -> ActionChunk:
+    return chunk_from_msg(message, ACTION_NAMES)
 
 
 main = main_of(TokenViewerNode)

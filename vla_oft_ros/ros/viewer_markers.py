@@ -52,20 +52,22 @@ class Status:
         retain_ratio: Share of the patches that it kept.
         safety: State and reason of the safety gate; None where the controller is silent.
         instruction: What the last chunk answers.
+        waited: Whether both were listened to for long enough to call them silent.
     """
 
     motion: Motion | None = None
     retain_ratio: float = 1.0
     safety: tuple[SafetyState, str] | None = None
     instruction: str = ""
+    waited: bool = True
 
 
 def status_text(status: Status) -> str:
     """The words above the robot, a line each."""
     lines = [f'"{status.instruction}"'] if status.instruction else []
-    motion = status.motion
+    motion, nothing = status.motion, "silent" if status.waited else "not heard yet"
     if motion is None:
-        lines.append("policy silent")
+        lines.append(f"policy {nothing}")
     else:
         lines.append(f"{motion.mode.name}, {100 * status.retain_ratio:.0f} % of the patches kept")
         lines += [
@@ -73,7 +75,7 @@ def status_text(status: Status) -> str:
             for index, arm in enumerate(ARMS)
         ]
     if status.safety is None:
-        lines.append("controller silent")
+        lines.append(f"controller {nothing}")
     else:
         state, reason = status.safety
         lines.append(f"{state.name}: {reason}" if reason else state.name)
