@@ -153,6 +153,15 @@ def test_without_an_instruction_the_policy_is_not_asked(
     assert policy.asked == []
 
 
+@pytest.mark.parametrize("instruction", ["''", "lift"])
+def test_a_node_that_waits_for_an_instruction_says_where(
+    instruction: str, make_bench: Callable, capfd: pytest.CaptureFixture[str]
+) -> None:
+    make_bench(instruction=instruction).node.autostart()
+    waits = "waits for an instruction on /instruction" in capfd.readouterr().err
+    assert waits == (instruction != "lift")
+
+
 def test_an_instruction_can_be_set_by_parameter_while_running(
     make_bench: Callable, policy: FakePolicy
 ) -> None:

@@ -157,6 +157,10 @@ class PolicyNode(ManagedNode):
         )
 
         config = self.config
+        if config.policy.checkpoint_dir:
+            self.get_logger().info(
+                f"loading {config.policy.checkpoint_dir}, which may take minutes"
+            )
         try:
             return load_policy(
                 config.policy, control_rate_hz=config.control_rate_hz, profile=profile
@@ -168,6 +172,9 @@ class PolicyNode(ManagedNode):
             ) from error
 
     def _start(self) -> None:
+        if not self._instruction:
+            topic = self.resolve_topic_name(self.config.instruction_topic)
+            self.get_logger().info(f"waits for an instruction on {topic}")
         self._begin_episode()
         self._beats = [
             self.create_beat(1.0 / self.config.control_rate_hz, self._tick),

@@ -207,6 +207,7 @@ class SimNode(Node):
     def _begin_episode(self, world: object) -> None:
         world.reset()
         self._instruction = world.instruction
+        self.get_logger().info(f"{self.config.task}: {world.instruction!r}")
         self._instruction_publisher.publish(String(data=world.instruction))
 
     def _publish_state(self, world: object) -> None:
