@@ -1,160 +1,89 @@
 """Starts everything that lets a policy move an ALOHA: policy_node, controller_node, and on request
-the simulated robot and the viewer.
+the simulated robot, the viewer and a recording.
 
     ros2 launch vla_oft_ros aloha_policy.launch.py checkpoint:=/path/to/checkpoint
     instruction:="transfer the cube"
 
-The YAML files in config/ are what one edits; the arguments here override only facts of the
-deployment, and an empty argument keeps what the file says. The demo without a ROS installation
-starts the same nodes from the same files.
+The demo without a ROS installation starts the same nodes from the same files.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from launch import LaunchContext, LaunchDescription
-from launch.actions import (
-    DeclareLaunchArgument,
-    EmitEvent,
-    ExecuteProcess,
-    IncludeLaunchDescription,
-    OpaqueFunction,
-    RegisterEventHandler,
-)
-from launch.event_handlers import OnProcessExit
-from launch.events import Shutdown
-from launch.launch_description_sources import PythonLaunchDescriptionSource
-from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
-from launch_ros.actions import Node
-from launch_ros.substitutions import FindPackageShare
+from launch import Action, LaunchDescription
+from launch.actions import ExecuteProcess
 
-from vla_oft_ros.security.environment import secured
-
-PACKAGE = "vla_oft_ros"
-VIEWER = Path(__file__).parent / "aloha_viewer.launch.py"
-KILL_AFTER_S = "30"
-"""A policy ends when its inference does; on a busy machine that takes a while."""
+from vla_oft_ros.ros.launch_nodes import Argument, Launch, describe, end_together, switch
+from vla_oft_ros.ros.launch_viewer import viewer_actions
 
 ARGUMENTS = {
-    "sim": ("false", "Start the simulated ALOHA and use its time (true or false)."),
-    "checkpoint": (
-        "",
-        "Directory of the policy's checkpoint; empty keeps policy.checkpoint_dir of the file.",
+    "sim": switch("Start the simulated ALOHA and use its time"),
+    "checkpoint": Argument(
+        "Directory of the policy's checkpoint, or shipped:<name>; empty keeps "
+        "policy.checkpoint_dir of the file."
     ),
-    "device": ("", "Torch device of the policy: auto, cpu, cuda, cuda:1; empty keeps the file."),
-    "instruction": ("", "What the robot shall do; empty keeps the file or waits for the topic."),
-    "profile": ("", "Robot profile of config/aloha.yaml; empty keeps the file."),
-    "viewer": (
-        "false",
-        "Publish overlays, planned paths and both arms for RViz or Foxglove (true or false).",
+    "device": Argument("Torch device: auto, cpu, cuda, cuda:1; empty keeps policy.device."),
+    "instruction": Argument(
+        "What the robot shall do; empty keeps the file, else waits for the topic, or in the "
+        "simulation does what its task asks for."
     ),
-    "rviz": (
-        "false",
-        "Start the viewer, and RViz with config/aloha_policy.rviz (true or false).",
+    "shadow": Argument(
+        "Move nothing and compare the policy with the teleoperator (true or false); empty keeps "
+        "the file.",
+        choices=("", "true", "false"),
     ),
-    "record": (
-        "false",
-        "Record a rosbag2 (MCAP) of cameras, joints, chunks and targets (true or false).",
-    ),
-    "bag": ("", "Folder of the recording; empty names it by date."),
-    "security": (
-        "",
-        "Keystore of `vla_oft make-keystore`: every node in its enclave; empty is no security.",
-    ),
-    "config_dir": (
-        "",
-        "Folder of the nodes' YAML files; empty is the installed one.",
-    ),
-    "log_level": ("info", "Log level of the nodes."),
+    "viewer": switch("Publish overlays, planned paths and both arms for RViz or Foxglove"),
+    "rviz": switch("Start the viewer, and RViz with config/aloha_policy.rviz"),
+    "record": switch("Record a rosbag2 (MCAP) of cameras, joints, chunks and targets"),
+    "bag": Argument("Folder of the recording; empty names it by date."),
 }
 
 
-def _is_true(context: LaunchContext, name: str) -> bool:
-    text = LaunchConfiguration(name).perform(context).lower()
-    if text not in ("true", "false"):
-        raise ValueError(f"launch argument {name}: expected true or false; got {text!r}")
-    return text == "true"
-
-
-def _start(context: LaunchContext) -> list:
-    def argument(name: str) -> str:
-        return LaunchConfiguration(name).perform(context)
-
-    share = FindPackageShare(PACKAGE)
-    config_dir = argument("config_dir") or PathJoinSubstitution([share, "config"]).perform(context)
-    sim = _is_true(context, "sim")
-
-    def node(name: str, yaml: str, overrides: dict[str, object]) -> Node:
-        given = {key: value for key, value in overrides.items() if value != ""}
-        given |= {"exit_with_parent": True}
-        if name != "sim_node":
-            given["use_sim_time"] = sim
-        return Node(
-            package=PACKAGE,
-            executable=name,
-            name=name,
-            output="screen",
-            emulate_tty=True,
-            sigkill_timeout=KILL_AFTER_S,
-            parameters=[f"{config_dir}/{yaml}", given],
-            arguments=["--ros-args", "--log-level", f"{name}:={argument('log_level')}"],
-            additional_env=secured(argument("security"), name),
-        )
-
-    profile = argument("profile")
+def start(launch: Launch) -> list[Action]:
     nodes = [
-        node(
+        launch.node(
             "policy_node",
-            "policy.yaml",
             {
-                "policy.checkpoint_dir": argument("checkpoint"),
-                "policy.device": argument("device"),
-                "instruction": argument("instruction"),
-                "profile": profile,
+                "policy.checkpoint_dir": launch.text("checkpoint"),
+                "policy.device": launch.text("device"),
+                "instruction": launch.text("instruction"),
             },
         ),
-        node("controller_node", "controller.yaml", {"profile": profile}),
+        launch.node(
+            "controller_node",
+            {"shadow": launch.is_true("shadow")} if launch.text("shadow") else {},
+        ),
     ]
-    if sim:
-        nodes.append(node("sim_node", "sim.yaml", {"profile": profile}))
-    # One gone, all go: a robot must not be driven by half a system.
-    actions: list = [*nodes]
-    actions += [
-        RegisterEventHandler(
-            OnProcessExit(
-                target_action=started, on_exit=[EmitEvent(event=Shutdown(reason="a node ended"))]
-            )
-        )
-        for started in nodes
-    ]
-    rviz = _is_true(context, "rviz")
-    if _is_true(context, "viewer") or rviz:
-        # Not among those above: the robot goes on when a viewer ends.
-        passed = {"sim": str(sim), "rviz": str(rviz), "profile": profile, "config_dir": config_dir}
-        passed |= {name: argument(name) for name in ("log_level", "security")}
-        actions.append(
-            IncludeLaunchDescription(
-                PythonLaunchDescriptionSource(str(VIEWER)), launch_arguments=passed.items()
-            )
-        )
-    if _is_true(context, "record"):
-        bag = ["-o", argument("bag")] if argument("bag") else []
-        sim_time = ["--use-sim-time"] if sim else []
-        actions.append(
-            ExecuteProcess(
-                cmd=["ros2", "bag", "record", "--all", "-s", "mcap", *sim_time, *bag],
-                output="screen",
-                additional_env=secured(argument("security"), "operator"),
-            )
-        )
+    if launch.is_true("sim"):
+        told = launch.text("instruction") or launch.says("policy_node", "instruction")
+        nodes.append(launch.node("sim_node", {} if told else {"instruction_topic": "instruction"}))
+    actions = end_together(nodes)
+    if launch.is_true("viewer") or launch.is_true("rviz"):
+        actions += viewer_actions(launch)  # not among those above: the robot goes on without it
+    if launch.is_true("record"):
+        actions.append(bag(launch))
     return actions
+
+
+def bag(launch: Launch) -> ExecuteProcess:
+    launch.need("record", "ros2bag", "rosbag2_storage_mcap")
+    folder = launch.text("bag")
+    if folder and Path(folder).expanduser().exists():
+        raise ValueError(
+            f"launch argument bag: expected a folder that is to be made; {folder} exists"
+        )
+    return ExecuteProcess(
+        cmd=[
+            *("ros2", "bag", "record", "--all", "--storage", "mcap"),
+            *(["--use-sim-time"] if launch.is_true("sim") else []),
+            *(["--output", folder] if folder else []),
+        ],
+        output="screen",
+        additional_env=launch.enclave("operator"),
+    )
 
 
 def generate_launch_description() -> LaunchDescription:
     """Arguments, then everything that depends on them."""
-    declared = [
-        DeclareLaunchArgument(name, default_value=default, description=description)
-        for name, (default, description) in ARGUMENTS.items()
-    ]
-    return LaunchDescription([*declared, OpaqueFunction(function=_start)])
+    return describe(ARGUMENTS, start)

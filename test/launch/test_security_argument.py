@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import pytest
-from launch import LaunchContext
-from launch.actions import ExecuteProcess, IncludeLaunchDescription, OpaqueFunction
+from launch.actions import ExecuteProcess
 from launch.utilities import perform_substitutions
+from launched import ROOT, Launched
 
-from vla_oft_ros.config import config_dir
+from vla_oft_ros.ros import launch_nodes
 from vla_oft_ros.security.environment import SPACE
 from vla_oft_ros.security.policy import read_policy, shipped_policies
 
-FOLDER = Path(__file__).resolve().parents[2] / "launch"
 STARTED = {
     "aloha_policy": {
         "policy_node",
@@ -25,44 +23,31 @@ STARTED = {
     },
     "aloha_viewer": {"token_viewer_node"},
     "aloha_record": {"recorder_node", "sim_node", "teleop_node"},
+    "aloha_sim": {"sim_node"},
 }
 """Enclaves of the nodes that each file starts by itself."""
 
 
 def environments(name: str, **arguments: str) -> list[dict[str, str]]:
     """Additional environment of every process that a launch file would start."""
-    path = FOLDER / f"{name}.launch.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    context = LaunchContext()
-    defaults = {key: value for key, (value, _) in module.ARGUMENTS.items()}
-    context.launch_configurations.update(defaults | {"config_dir": str(config_dir())} | arguments)
-    (start,) = (
-        entity
-        for entity in module.generate_launch_description().entities
-        if isinstance(entity, OpaqueFunction)
-    )
-    found: list[dict[str, str]] = []
-    for action in start.execute(context) or []:
-        if isinstance(action, IncludeLaunchDescription):
-            passed = dict(action.launch_arguments)
-            found += environments("aloha_viewer", **{k: str(v) for k, v in passed.items()})
-        elif isinstance(action, ExecuteProcess):
-            found.append(
-                {
-                    perform_substitutions(context, key): perform_substitutions(context, value)
-                    for key, value in action.additional_env or []
-                }
+    launched = Launched(ROOT / "launch" / f"{name}.launch.py", **arguments)
+    return [
+        {
+            perform_substitutions(launched.context, key): perform_substitutions(
+                launched.context, value
             )
-    return found
+            for key, value in action.additional_env or []
+        }
+        for action in launched.actions
+        if isinstance(action, ExecuteProcess)
+    ]
 
 
 @pytest.mark.parametrize("name", STARTED)
 def test_every_process_is_in_its_enclave_and_without_the_argument_in_none(
-    name: str, tmp_path: Path
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(launch_nodes, "is_installed", lambda package: package != "vla_oft_ros")
     for enclave in read_policy(shipped_policies()["sim"]):
         own = tmp_path / "enclaves" / enclave.lstrip("/")
         own.mkdir(parents=True)
