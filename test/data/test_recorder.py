@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from bag_samples import NS, START_NS, Take, bag_topic, text
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from mcap.reader import make_reader
 
@@ -308,6 +308,104 @@ def test_an_episode_ends_by_itself_at_its_longest_and_nothing_is_taken_afterward
     with open_bag(folder.episode_path(0)) as bag:
         assert bag.entries[-1].log_ns <= START_NS + 0.52 * NS
     folder.close()
+
+
+class Backlog:
+    """Messages that have arrived and wait, as a busy executor leaves them."""
+
+    def __init__(self, patience: int = 10**6) -> None:
+        self.recorder: EpisodeRecorder | None = None
+        self.waiting: dict[str, list[int]] = {}
+        self.time_ns, self.patience = START_NS, patience
+
+    def now_ns(self) -> int:
+        return self.time_ns
+
+    def drain(self, end_ns: int) -> list[str]:
+        unfinished = []
+        for topic in self.waiting:
+            while self.waiting[topic] and self.patience:
+                self.patience -= 1
+                if self.hand_over(topic) > end_ns:
+                    break
+            else:
+                unfinished += [topic] if self.waiting[topic] else []
+        return unfinished
+
+    def hand_over(self, topic: str) -> int:
+        """Gives one message to the recorder, its number as its text; returns when it arrived."""
+        log_ns = self.waiting[topic].pop(0)
+        assert self.recorder is not None
+        self.recorder.take(bag_topic(topic, "std_msgs/msg/String"), log_ns, text(str(log_ns)))
+        return log_ns
+
+
+def make_busy_recorder(path: Path, backlog: Backlog, config: RecorderConfig = CONFIG) -> Backlog:
+    folder = EpisodeFolder(path)
+    backlog.recorder = EpisodeRecorder(folder, PROFILE, config, backlog)
+    backlog.recorder.start(START_NS, "wave", {}, {})
+    return backlog
+
+
+ARRIVALS = st.lists(st.integers(0, 100), max_size=20).map(sorted)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.dictionaries(st.sampled_from(["/a", "/b", "/c"]), ARRIVALS),
+    st.integers(0, 100),
+    st.integers(0, 15),
+)
+@example({"/a": [1, 2, 3, 9], "/b": [2, 4], "/c": [9]}, 4, 15)
+@example({"/a": [1, 2, 3, 9], "/b": [2, 4], "/c": [9]}, 4, 2)
+@example({"/a": [1, 2, 3, 9], "/b": [2, 4], "/c": [9]}, 4, 0)
+def test_a_take_holds_what_arrived_before_its_stop_or_says_what_is_missing(
+    tmp_path_factory: pytest.TempPathFactory,
+    arrivals: dict[str, list[int]],
+    end: int,
+    patience: int,
+) -> None:
+    path = tmp_path_factory.mktemp("law")
+    backlog = make_busy_recorder(path, Backlog(patience))
+    recorder = backlog.recorder
+    assert recorder is not None
+    backlog.waiting = {topic: [START_NS + at for at in times] for topic, times in arrivals.items()}
+    backlog.time_ns = START_NS + end
+    recorder.stop()
+    until_saved(recorder)
+    for topic in backlog.waiting:  # the executor comes round at last
+        while backlog.waiting[topic]:
+            backlog.hand_over(topic)
+    with open_bag(path / "episode_000000") as bag:
+        kept = {topic: [e.log_ns for e in bag.entries if e.topic == topic] for topic in arrivals}
+        cut = bag.custom_data.get("cut", "")
+    take = recorder._take
+    assert take is not None
+    for topic, times in arrivals.items():
+        before = [START_NS + at for at in times if at <= end]
+        assert kept[topic] == before[: len(kept[topic])]
+        assert len(kept[topic]) + take.lost.get(topic, 0) == len(before)
+        if len(kept[topic]) < len(before):
+            assert topic in cut and any(topic in f.text for f in take.findings())
+    if patience >= sum(map(len, arrivals.values())):
+        assert not cut and not take.lost
+    recorder._folder.close()
+
+
+def test_what_waits_does_not_end_a_take_again_or_later_than_its_longest(tmp_path: Path) -> None:
+    config = replace(CONFIG, max_episode_s=0.5)
+    backlog = make_busy_recorder(tmp_path, Backlog(), config)
+    recorder = backlog.recorder
+    assert recorder is not None
+    times = [START_NS + index * NS // 10 for index in range(10)]
+    backlog.waiting = {"/a": list(times), "/b": list(times)}
+    while recorder.is_recording:
+        backlog.hand_over("/a")
+    assert backlog.waiting["/b"] == times[7:]  # the first one behind the end was looked at
+    until_saved(recorder)
+    with open_bag(tmp_path / "episode_000000") as bag:
+        assert bag.counts() == {"/a": 6, "/b": 6}
+    recorder._folder.close()
 
 
 def test_a_number_that_is_taken_is_never_given_again(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import signal
 import threading
 import time
@@ -346,6 +347,80 @@ def test_a_recorder_that_comes_late_does_not_make_the_messages_late(
     assert -3 * robot.STEP_NS <= min(late_ns) and max(late_ns) <= 3 * robot.STEP_NS
 
 
+def test_a_take_holds_all_that_arrived_before_it_was_stopped_and_nothing_from_before_its_start(
+    make_station: Callable[..., Station],
+) -> None:
+    station = make_station()
+    robot, node = station.robot, station.node  # type: ignore[attr-defined]
+    station.until_ready()
+    station.must("discard")
+
+    def unheard() -> None:
+        """A while in which the recorder's executor does not come round."""
+        for _ in range(25):
+            robot.step()
+            time.sleep(robot.REAL_STEP_S)
+
+    unheard()
+    before_ns = robot.stamp_ns
+    node._start_episode()
+    unheard()
+    last_ns = robot.stamp_ns
+    node._stop_episode()
+    station.until_state(EpisodeStatus.STATE_REVIEW)
+    assert sum(station.status.dropped_counts) == 0
+    with open_bag(station.bag(0)) as bag:
+        for topic in (*PROFILE.follower_joint_state_topics, *PROFILE.leader_joint_state_topics):
+            entries = [entry for entry in bag.entries if entry.topic == topic]
+            stamps = [read_stamp_ns(bag.read(entry, STAMP_BYTES)) for entry in entries]
+            assert stamps == list(range(before_ns + robot.STEP_NS, last_ns + 1, robot.STEP_NS))
+
+
+def test_what_there_was_no_time_for_at_the_end_is_named_and_counted(
+    make_station: Callable[..., Station], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    station = make_station()
+    robot, node = station.robot, station.node  # type: ignore[attr-defined]
+    station.until_ready()
+    monkeypatch.setattr("vla_oft_ros.ros.raw_topics._DRAIN_S", 0.0)
+    topic = PROFILE.leader_joint_state_topics[0]
+    station.graph.until(lambda: node._topics.heard[topic].received > 3, "some messages")
+    for _ in range(25):
+        robot.step()
+        time.sleep(robot.REAL_STEP_S)
+    sent = station.robot.sent[topic]  # type: ignore[attr-defined]
+    before_the_stop = len(sent)
+    node._stop_episode()
+    missing = f"the end of .*{topic}.* is missing"
+    assert any(re.search(missing, why) for why in node._recorder.status().quality_reasons)
+    station.until_state(EpisodeStatus.STATE_REVIEW)
+    station.graph.listen_in_silence()
+    lost = node._recorder._take.lost[topic]
+    assert lost > 0
+    with open_bag(station.bag(0)) as bag:
+        assert topic in bag.custom_data["cut"]
+        recorded = [bag.read(entry) for entry in bag.entries if entry.topic == topic]
+    assert sent.index(recorded[0]) + len(recorded) + lost == before_the_stop
+
+
+def test_silence_is_counted_in_simulated_time(make_station: Callable[..., Station]) -> None:
+    station = make_station(max_silence_s=0.3)
+    station.until_ready()
+    station.must("discard")
+    for timer in list(station.graph.ear.timers):
+        timer.cancel()  # the simulation stands still,
+    station.graph.listen_in_silence(0.8)  # and nobody speaks, in no time at all
+    station.must("start")
+    station.must("discard")
+    node, robot = station.node, station.robot  # type: ignore[attr-defined]
+    robot.silent = {"cam_left_wrist"}
+    for _ in range(20):  # 0.4 simulated seconds in a moment
+        robot.step()
+    station.graph.until(lambda: node._topics.now_ns() >= robot.stamp_ns, "the clock")
+    answer = station.ask("start")
+    assert not answer.success and "nothing was heard of cam_left_wrist in" in answer.message
+
+
 def test_an_instant_is_that_of_the_last_tick_before_it(make_graph: Callable[..., Graph]) -> None:
     graph = make_graph(*parameters(use_sim_time="true"))
     clock = ArrivalClock(graph.ear)
@@ -371,8 +446,10 @@ def test_an_episode_is_refused_while_a_camera_is_silent_and_says_which(
     station = make_station(max_silence_s=0.3)
     station.until_ready()
     station.must("discard")
-    station.robot.silent = {"cam_left_wrist", "right"}  # type: ignore[attr-defined]
-    station.graph.listen_in_silence(0.6)
+    node, robot = station.node, station.robot  # type: ignore[attr-defined]
+    robot.silent = {"cam_left_wrist", "right"}
+    end_ns = robot.stamp_ns + NS
+    station.graph.until(lambda: node._topics.now_ns() >= end_ns, "a second of silence")
     answer = station.ask("start")
     assert not answer.success
     assert "nothing was heard of cam_left_wrist, right follower" in answer.message
@@ -382,15 +459,19 @@ def test_an_episode_is_refused_while_a_camera_is_silent_and_says_which(
 def test_closing_both_grippers_starts_and_stops(make_station: Callable[..., Station]) -> None:
     station = make_station(gripper_trigger="start_and_stop", gripper_hold_s=0.1)
     robot = station.robot  # type: ignore[attr-defined]
+
+    def stay_open() -> None:
+        robot.opening = 1.0
+        end_ns = robot.stamp_ns + NS // 10
+        station.graph.until(lambda: robot.stamp_ns >= end_ns, "open grippers")
+
     station.graph.until(
         lambda: station.statuses and len(station.status.topics) >= STREAMS, "all streams"
     )
-    station.graph.listen_in_silence(0.3)
     for expected in (EpisodeStatus.STATE_RECORDING, EpisodeStatus.STATE_REVIEW):
+        stay_open()
         robot.opening = 0.0
         station.until_state(expected)
-        robot.opening = 1.0
-        station.graph.listen_in_silence(0.1)
     assert station.on_disk() == ["episode_000000"]
 
 

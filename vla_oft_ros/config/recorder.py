@@ -191,7 +191,7 @@ class RecorderConfig:
         default=1.0,
         metadata=doc(
             "An episode starts only if cameras, followers, and leaders or targets were heard so "
-            "recently; 0 starts always.",
+            "recently, in simulated time where that is used; 0 starts always.",
             unit="s",
             ge=0.0,
             le=60.0,

@@ -7,12 +7,10 @@ recorder node turns topics and services into calls of this class.
 from __future__ import annotations
 
 import logging
-import threading
-import traceback
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
+from typing import Any, Protocol
 
 from vla_oft_ros.aloha import RobotProfile
 from vla_oft_ros.config import ConfigError, RecorderConfig
@@ -21,7 +19,8 @@ from vla_oft_ros.data.episode import FAILURE, SUCCESS
 from vla_oft_ros.data.episode_folder import EpisodeFolder, dataset_facts
 from vla_oft_ros.data.quality import EpisodeQuality, Stream
 from vla_oft_ros.data.recording import EpisodeRecording
-from vla_oft_ros.data.verdict import Finding, Verdict
+from vla_oft_ros.data.take import Take
+from vla_oft_ros.data.verdict import Verdict
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +44,20 @@ class Refused(ValueError):
     """Something that cannot be done now; says why and what can."""
 
 
+class Arrivals(Protocol):
+    """What has arrived in the process and still waits for its turn."""
+
+    def now_ns(self) -> int:
+        """Present time on the clock of the messages' log times."""
+        ...
+
+    def drain(self, end_ns: int) -> Sequence[str]:
+        """Hands over, to `EpisodeRecorder.take`, what arrived until an instant; takes bounded
+        time. Returns the topics on which that was not enough.
+        """
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class RecorderStatus:
     """What is shown to the operator; fields as in EpisodeStatus."""
@@ -64,53 +77,6 @@ class RecorderStatus:
     quality_reasons: tuple[str, ...]
 
 
-@dataclass
-class _Take:
-    """One episode, from its start until the next one."""
-
-    index: int
-    start_ns: int
-    instruction: str
-    recording: EpisodeRecording
-    quality: EpisodeQuality
-    streams: Mapping[str, Stream]
-    lost: dict[str, int] = field(default_factory=dict)
-    last_ns: int = 0
-    outcome: str = ""
-    written_outcome: str = ""
-    is_kept: bool = True
-    judged: bool = True
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def judge(self, topic: str, log_ns: int, data: bytes) -> None:
-        """Looks at a message that was written; called in the writing thread."""
-        stream = self.streams.get(topic)
-        if stream is None or not self.judged:
-            return
-        try:
-            with self.lock:
-                self.quality.add(stream, log_ns, data)
-        except Exception:  # a check must never cost an episode
-            self.judged = False
-            logger.error("the quality checks ended:\n%s", traceback.format_exc())
-
-    def findings(self) -> list[Finding]:
-        """What is wrong with it so far."""
-        missing = dict(self.lost)
-        for topic, count in self.recording.dropped.items():
-            missing[topic] = missing.get(topic, 0) + count
-        with self.lock:
-            found = self.quality.findings(missing)
-        if not self.judged:
-            found.append(Finding(Verdict.SUSPECT, "the quality checks failed, see the log"))
-        return found
-
-    def verdict(self, findings: list[Finding]) -> Verdict:
-        """The verdict that findings make."""
-        with self.lock:
-            return self.quality.verdict(findings)
-
-
 class EpisodeRecorder:
     """The recorder without its topics.
 
@@ -118,14 +84,21 @@ class EpisodeRecorder:
         folder: Where the episodes go.
         profile: The robot.
         config: Limits.
+        arrivals: What waits while the machine is busy; an episode has it all, up to the instant
+            at which it is stopped. Without it, nothing waits.
     """
 
     def __init__(
-        self, folder: EpisodeFolder, profile: RobotProfile, config: RecorderConfig
+        self,
+        folder: EpisodeFolder,
+        profile: RobotProfile,
+        config: RecorderConfig,
+        arrivals: Arrivals | None = None,
     ) -> None:
         self._folder, self._profile, self._config = folder, profile, config
+        self._arrivals = arrivals
         self.state, self._reason = State.IDLE, ""
-        self._take: _Take | None = None
+        self._take: Take | None = None
 
     @property
     def is_recording(self) -> bool:
@@ -181,7 +154,7 @@ class EpisodeRecorder:
             )
         except (ConfigError, OSError) as error:
             raise Refused(str(error)) from None
-        take = _Take(index, now_ns, instruction, recording, quality, streams, last_ns=now_ns)
+        take = Take(index, now_ns, instruction, recording, quality, streams, last_ns=now_ns)
         self._take = take
         self._enter(State.RECORDING)
         return index
@@ -190,13 +163,18 @@ class EpisodeRecorder:
         self, topic: BagTopic, log_ns: int, data: bytes, publish_ns: int | None = None
     ) -> None:
         """Takes one message if an episode is being recorded."""
-        if self.state is not State.RECORDING or self._take is None:
+        take = self._take
+        if self.state is not State.RECORDING or take is None:
+            if take is not None and topic.name in take.late:
+                take.miss(topic.name, log_ns)
             return
-        self._take.last_ns = max(self._take.last_ns, log_ns)
-        self._take.recording.take(topic, log_ns, data, publish_ns)
+        if take.end_ns is not None and log_ns > take.end_ns:
+            return
+        take.last_ns = max(take.last_ns, log_ns)
+        take.recording.take(topic, log_ns, data, publish_ns)
         limit_s = self._config.max_episode_s
-        if limit_s and log_ns - self._take.start_ns >= limit_s * 1e9:
-            self.stop(f"ended after {limit_s:g} s (max_episode_s)")
+        if limit_s and log_ns - take.start_ns >= limit_s * 1e9:
+            self.stop(f"ended after {limit_s:g} s (max_episode_s)", log_ns)
 
     def note_lost(self, topic: str, count: int) -> None:
         """Counts messages that were sent but never arrived here."""
@@ -208,17 +186,34 @@ class EpisodeRecorder:
         if self.state is State.RECORDING and self._take is not None:
             self._take.instruction = instruction
 
-    def stop(self, reason: str = "") -> int:
+    def stop(self, reason: str = "", end_ns: int | None = None) -> int:
         """Ends the episode; it is saved in the background, `poll` says when that is done.
+
+        Args:
+            reason: Why, if nobody asked for it.
+            end_ns: Log time at which it ends; without it, now.
 
         Raises:
             Refused: if none is being recorded.
         """
-        if self.state is not State.RECORDING or self._take is None:
+        take = self._take
+        if self.state is not State.RECORDING or take is None:
             raise Refused(self._instead())
-        self._take.recording.finish(self._facts)
+        if take.end_ns is not None:
+            return take.index  # it is ending: a message that waited asks for the same
+        if self._arrivals is not None:
+            take.end_ns = self._arrivals.now_ns() if end_ns is None else end_ns
+            take.cut = tuple(sorted(self._arrivals.drain(take.end_ns)))
+            take.late = set(take.cut)
+        if take.cut:
+            logger.error(
+                "episode %d: the end of %s is missing; the machine is too busy",
+                take.index,
+                ", ".join(take.cut),
+            )
+        take.recording.finish(self._facts)
         self._enter(State.SAVING, reason)
-        return self._take.index
+        return take.index
 
     def label(self, success: bool) -> int:
         """Says how the present or the last episode ended.
@@ -347,10 +342,11 @@ class EpisodeRecorder:
             "quality_reasons": "; ".join(finding.text for finding in findings),
             "dropped": str(sum(take.recording.dropped.values())),
             "lost": str(sum(take.lost.values())),
+            "cut": ", ".join(take.cut),
         }
         return {name: value for name, value in facts.items() if value}
 
-    def _write_outcome(self, take: _Take) -> None:
+    def _write_outcome(self, take: Take) -> None:
         try:
             self._folder.label(take.index, take.outcome)
         except (ValueError, OSError) as error:

@@ -33,6 +33,9 @@ memory counts, and ten of joint states."""
 _CAMERA_SETTLE_S = 1.0
 """How long a raw image topic may appear after the compressed one and still be preferred."""
 
+_DRAIN_S = 1.0
+"""How long an operator's stop may take because of what still waits; the rest is counted."""
+
 _EXPECTED_QOS = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=_DEPTH)
 """Reliable and volatile, as this package's own nodes publish; others are found by looking."""
 
@@ -45,7 +48,7 @@ class RawTopic:
 
     Attributes:
         bag_topic: What a bag says about it.
-        last_s: When the last message came, `time.monotonic`.
+        last_ns: When the last message came, on the node's clock; None before the first one.
         latest: That message.
         received: Messages so far.
         lost: Messages that were sent meanwhile and never arrived.
@@ -53,7 +56,7 @@ class RawTopic:
 
     bag_topic: BagTopic
     subscription: Subscription | None = None
-    last_s: float = float("-inf")
+    last_ns: int | None = None
     latest: bytes = b""
     received: int = 0
     lost: int = 0
@@ -64,6 +67,12 @@ class RawTopic:
     def name(self) -> str:
         """Absolute name."""
         return self.bag_topic.name
+
+    def is_alive(self, now_ns: int, limit_s: float) -> bool:
+        """Whether it was heard in the last seconds of the node's clock: where simulated time
+        crawls, nobody speaks for real seconds, and nothing is wrong.
+        """
+        return self.last_ns is not None and 0 <= now_ns - self.last_ns <= limit_s * 1e9
 
     def count_lost(self, sequence: int | None) -> int:
         """Messages between this one and the one before, if they can be told."""
@@ -131,6 +140,22 @@ class RawTopics:
                 self._hear(name, publishers)
                 break
 
+    def now_ns(self) -> int:
+        """Present time on the clock of arrivals, however far behind the executor is."""
+        if self._arrivals is None:
+            return int(self._node.get_clock().now().nanoseconds)
+        return self._arrivals.at(time.time_ns())
+
+    def drain(self, end_ns: int) -> list[str]:
+        """Hands over what arrived until an instant and still waits, in at most a second.
+
+        Returns:
+            Topics on which that was not enough.
+        """
+        deadline_s = time.monotonic() + _DRAIN_S
+        topics = [*self.heard.values(), *self._awaited.values()]
+        return [topic.name for topic in topics if not self._catch_up(topic, end_ns, deadline_s)]
+
     def teardown(self) -> None:
         """Unsubscribes."""
         for topic in (*self.heard.values(), *self._awaited.values()):
@@ -191,33 +216,46 @@ class RawTopics:
         executor costs far more than taking one, so that a busy machine would never catch up.
         """
         self._take(topic, data, info)
-        if self.heard.get(topic.name) is not topic:
-            return  # it is heard in another way now
-        waiting = topic.subscription.handle
-        kind = topic.subscription.msg_type
+        self._catch_up(topic)
+
+    def _catch_up(
+        self, topic: RawTopic, end_ns: int | None = None, deadline_s: float = float("inf")
+    ) -> bool:
+        """Takes what waits of a topic; False if there was no time for all of it."""
+        known = self.heard.get(topic.name) or self._awaited.get(topic.name)
+        if known is not topic:
+            return True  # it is heard in another way now
+        waiting, kind = topic.subscription.handle, topic.subscription.msg_type
         with waiting:
             for _ in range(_DEPTH):
                 if (more := waiting.take_message(kind, True)) is None:
-                    return
-                self._take(topic, *more)
+                    return True
+                arrived_ns = self._take(topic, *more)
+                if arrived_ns is None or (end_ns is not None and arrived_ns > end_ns):
+                    return True
+                if time.monotonic() >= deadline_s:
+                    return False
+        return True
 
-    def _take(self, topic: RawTopic, data: bytes, info: dict[str, Any]) -> None:
+    def _take(self, topic: RawTopic, data: bytes, info: dict[str, Any]) -> int | None:
+        """Takes a message; returns when it arrived, or None if its topic is not heard so."""
         if self._awaited.get(topic.name) is topic:
             # Its publisher must be there, even if nobody has looked for it yet.
             self._hear(topic.name, self._node.get_publishers_info_by_topic(topic.name))
             if self.heard.get(topic.name) is not topic:
-                return
+                return None
         assert self._arrivals is not None  # there is no subscription without it
         now_ns = self._arrivals.at(info["received_timestamp"])
         published_ns = None
         if not self._node.get_clock().ros_time_is_active:
             published_ns = info["source_timestamp"] or None
         topic.received += 1
-        topic.last_s, topic.latest = time.monotonic(), data
+        topic.last_ns, topic.latest = now_ns, data
         lost = topic.count_lost(info["publication_sequence_number"])
         if lost:
             self._on_lost(topic, lost)
         self._on_message(topic, now_ns, data, published_ns)
+        return now_ns
 
 
 def share_dirs() -> list[Path]:

@@ -7,7 +7,6 @@ speak to it by services, by the instruction topic, or with their grippers.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -58,7 +57,6 @@ class RecorderNode(ManagedNode):
         self._folder = EpisodeFolder(Path(config.output_dir).expanduser().resolve())
         for sentence in self._folder.recover():
             self.get_logger().warning(sentence)
-        self._recorder = EpisodeRecorder(self._folder, profile, config)
         self._trigger = GripperTrigger(config.gripper_closed, config.gripper_hold_s)
         try:
             self._topics = RawTopics(
@@ -66,6 +64,7 @@ class RecorderNode(ManagedNode):
             )
         except ImportError as error:
             raise ConfigError(str(error)) from None
+        self._recorder = EpisodeRecorder(self._folder, profile, config, self._topics)
         self._roles = self._roles_of_topics()
         self._streams: dict[str, Stream] = {}
         self._diagnostics = Diagnostics(self)
@@ -231,8 +230,10 @@ class RecorderNode(ManagedNode):
         return answer
 
     def _start_episode(self) -> str:
+        now_ns = self._topics.now_ns()
+        self._topics.drain(now_ns)  # it came before
         index = self._recorder.start(
-            self.now_ns(), self._instruction, self._living_streams(), self._camera_facts()
+            now_ns, self._instruction, self._living_streams(now_ns), self._camera_facts()
         )
         return f"recording episode {index}"
 
@@ -248,7 +249,7 @@ class RecorderNode(ManagedNode):
     def _label(self, success: bool) -> str:
         return f"episode {self._recorder.label(success)}: {'success' if success else 'failure'}"
 
-    def _living_streams(self) -> dict[str, Stream]:
+    def _living_streams(self, now_ns: int) -> dict[str, Stream]:
         """Topic → what it is for.
 
         Raises:
@@ -261,7 +262,7 @@ class RecorderNode(ManagedNode):
                 continue
             role = self._roles[name]
             streams[name] = Stream(*role, topic.bag_topic.type)
-            if not limit_s or time.monotonic() - topic.last_s <= limit_s:
+            if not limit_s or topic.is_alive(now_ns, limit_s):
                 alive.add(role)
         silent = [camera for camera in CAMERAS if ("image", camera) not in alive]
         silent += [f"{arm} follower" for arm in ARMS if ("follower", arm) not in alive]
