@@ -60,9 +60,9 @@ class ActionChunkQueue:
         temporal_ensemble: Arm joints are the average of all chunks that cover now, weighted
             exp(-m·i), i = 0 the oldest (ACT, temporal ensembling); grippers as in the default.
 
-    Time during which the queue had nothing to hand out does not count as executed: the first
-    chunk, and any chunk observed while the robot stood still, starts where the robot stands and
-    not one latency later.
+    Time during which the queue had nothing to hand out, or the robot held (`hold`), does not count
+    as executed: the first chunk, and any chunk observed while the robot stood still, starts where
+    the robot stands and not one latency later.
     """
 
     def __init__(self, config: ChunkQueueConfig, dt_ns: int) -> None:
@@ -89,6 +89,7 @@ class ActionChunkQueue:
         self._waiting: deque[PlacedChunk] = deque()  # accepted, begins at a later tick
         self._next_row = 0
         self._last: np.ndarray | None = None
+        self._handed_out = False
         self._fade: Fade | None = None
         self._gripper_undecided_until_ns = 0
         self._gaps: deque[tuple[int, int]] = deque(maxlen=_GAPS)
@@ -134,8 +135,34 @@ class ActionChunkQueue:
         """
         self._watch_clock(now_ns)
         action = self._play(now_ns) if self._plays else self._sample(now_ns)
+        self._handed_out = action is not None
         self._last = action if action is not None else self._last
         return None if action is None else action.copy()
+
+    def hold(self, now_ns: int, given: np.ndarray | None) -> None:
+        """Takes back the action of this tick: the robot held instead of executing it.
+
+        It is due again at the first tick after the hold, unless a newer chunk has come or its
+        observation is too old by then. Without an action in this tick nothing happens.
+
+        Args:
+            now_ns: The time that `next_action` was called with, nanoseconds.
+            given: (14,) what the robot was told instead; None if nothing.
+        """
+        if not self._handed_out:
+            return
+        self._handed_out = False
+        self._last = None if given is None else np.array(given, dtype=np.float64)
+        if self._plays:
+            self._next_row -= 1
+            return
+        if self._gaps and self._gaps[-1][1] == now_ns:  # stood still until this very tick
+            self._gap_start_ns = self._gaps.pop()[0]
+        else:
+            self._gap_start_ns = now_ns
+        self._waiting = deque(self._placed[-1:])
+        self._placed = []
+        self._fade = None
 
     def remaining(self, now_ns: int) -> int:
         """Ticks, from `now_ns` on, for which there are actions."""

@@ -41,6 +41,8 @@ _SAME = 1e-9
 
 _Hold = tuple[str, str]
 """Kind and reason of a hold."""
+_WHATEVER_IS_WANTED = ("joint_states", "late_tick", "deadman", "estop", "tracking_error", "stop")
+"""Kinds of holds that have nothing to do with the target that was wanted."""
 
 
 class SafetyGate:
@@ -171,7 +173,8 @@ class SafetyGate:
 
         Args:
             wanted: (14,) targets, rad and gripper openings; anything else holds. None: no action.
-            measured: (14,) newest joint states, rad and gripper openings; None if there are none.
+            measured: (14,) newest joint states, rad and gripper openings on the scale of targets
+                (`RobotProfile.holding_target`); None if there are none.
             now_ns: Present time, nanoseconds.
             measured_stamp_ns: When `measured` was read, nanoseconds, on the same clock.
 
@@ -350,8 +353,9 @@ class SafetyGate:
         if self._holding_since_ns is None:
             self._holding_since_ns = now_ns
         self._wanted_before = None
+        waits = kind in _WHATEVER_IS_WANTED
         if self._target is None:
-            return self._decision((), wanted)
+            return self._decision((), wanted, waits=waits)
         goal = self._target.copy() if self._retreat is None else self._retreat.copy()
         goal[_GRIPPERS] = self._target[_GRIPPERS]
         if self._config.open_grippers_on_stop and self._latched():
@@ -362,10 +366,10 @@ class SafetyGate:
             step[_GRIPPERS] = np.clip(opening, -self._largest[_GRIPPERS], self._largest[_GRIPPERS])
             self._target, self._step = self._target + step, step
         nothing = Intervention(kind=kind, joint="", wanted=np.nan, given=np.nan)
-        return self._decision([nothing], wanted)
+        return self._decision([nothing], wanted, waits=waits)
 
     def _decision(
-        self, interventions: Sequence[Intervention], wanted: object = None
+        self, interventions: Sequence[Intervention], wanted: object = None, *, waits: bool = False
     ) -> SafetyDecision:
         for one in interventions:
             self.counts[one.kind, one.joint] += 1
@@ -382,6 +386,7 @@ class SafetyGate:
             state=self._state,
             reason=self._estop_reason or self._reason,
             interventions=tuple(interventions),
+            waits=waits,
         )
 
 

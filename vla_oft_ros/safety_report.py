@@ -46,12 +46,15 @@ class SafetyDecision:
         state: State after this tick.
         reason: Why it holds or has stopped, one sentence; empty when nothing is the matter.
         interventions: What was changed in this tick.
+        waits: True if it held whatever was wanted: the action of this tick was not executed, and
+            the motion can go on from it later. False also where a hold is the action's own fault.
     """
 
     target: np.ndarray | None
     state: SafetyState
     reason: str
     interventions: tuple[Intervention, ...]
+    waits: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -221,6 +221,8 @@ class ControllerSide:
         wanted = self._queue.next_action(now_ns)
         self.idle_ticks += wanted is None and self._has_chunk
         decision = self._gate.check(wanted, joints, now_ns, now_ns)
+        if decision.waits:
+            self._queue.hold(now_ns, decision.target)
         self.held_ticks += decision.state in (SafetyState.HOLD, SafetyState.ESTOP)
         return decision.target
 
