@@ -130,6 +130,18 @@ def test_arm_joints_pass_unchanged_and_the_gripper_becomes_an_opening(
     assert qpos[6] == SIM.gripper.observed_opening(positions[6])
 
 
+@pytest.mark.parametrize("name", PROFILES)
+@given(servo_rad=st.floats(-1.5, 1.5))
+def test_an_arm_that_is_told_to_hold_is_told_the_servo_angles_that_it_has(
+    name: str, servo_rad: float
+) -> None:
+    profile = load_profile(name)
+    has = np.array([0.1, -0.2, 0.3, -0.4, 0.5, -0.6, servo_rad])
+    qpos = profile.arm_qpos(profile.joint_names, has.tolist())
+    told = profile.arm_command(profile.holding_target(qpos))
+    np.testing.assert_allclose(told, has, atol=1e-6)
+
+
 def test_joint_states_without_waist_say_what_was_expected_what_came_and_where_to_change_it() -> (
     None
 ):

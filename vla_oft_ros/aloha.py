@@ -152,6 +152,12 @@ class GripperCalibration:
         """
         return (servo_rad - self.joint_closed_rad) / (self.joint_open_rad - self.joint_closed_rad)
 
+    def observed_to_action(self, opening: float) -> float:
+        """Gripper entry of an action that leaves a gripper where an observation has it."""
+        if self.observed_scale == "servo":
+            return opening
+        return self.servo_rad_to_action(self.servo_rad(self.observed_finger_m(opening)))
+
     def leader_to_action(self, leader_servo_rad: float) -> float:
         """Gripper entry of an action from the leader's servo angle, not clipped
         (teleoperation).
@@ -270,6 +276,19 @@ class RobotProfile:
         joints = self._joints(names, positions)
         joints[-1] = self.gripper.leader_to_action(float(joints[-1]))
         return joints
+
+    def holding_target(self, qpos: np.ndarray) -> np.ndarray:
+        """The target that keeps an arm where it is.
+
+        Args:
+            qpos: (7,) from `arm_qpos`.
+
+        Returns:
+            (7,) float64: the same joint angles, and the gripper on the scale of actions.
+        """
+        target = np.array(qpos, dtype=np.float64)
+        target[-1] = self.gripper.observed_to_action(float(target[-1]))
+        return target
 
     def arm_command(self, target: np.ndarray) -> np.ndarray:
         """What the driver of one follower is told.
