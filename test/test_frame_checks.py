@@ -1,8 +1,10 @@
 """Laws of the look at the pixels: frozen and dark cameras, and nothing else."""
 
+from dataclasses import replace
+
 import numpy as np
 
-from vla_oft_ros.aloha import start_pose
+from vla_oft_ros.aloha import GRIPPERS, start_pose
 from vla_oft_ros.config import SyncConfig
 from vla_oft_ros.frame_checks import FrameChecks
 from vla_oft_ros.types import Observation
@@ -66,3 +68,15 @@ def test_a_jump_back_of_the_clock_and_a_new_episode_forget_what_was_frozen() -> 
     assert checks.problems(seen(grey(), 2.0)) != []
     checks.clear()
     assert checks.problems(seen(grey(), 2.1)) == []
+
+
+def test_a_way_there_and_back_is_a_motion_and_a_gripper_alone_is_none() -> None:
+    config = SyncConfig(max_frozen_s=0.5, frozen_motion_rad=0.02)
+    arms, gripper = FrameChecks(config), FrameChecks(config)
+    for stamp_s, moved_rad in ((0.0, 0.0), (0.3, 0.03), (0.6, 0.0)):
+        observation = seen(grey(), stamp_s, moved_rad)
+        told = arms.problems(observation)
+        squeezing = start_pose(0.5)
+        squeezing[list(GRIPPERS)] += moved_rad
+        assert gripper.problems(replace(observation, proprio=squeezing)) == []
+    assert told
