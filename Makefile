@@ -13,8 +13,8 @@ help: ## this list
 setup: ## everything the others need, once: .venv, pinned packages, messages, OpenGL
 	@$(PYTHON) tools/setup_env.py
 
-demo: setup ## a simulated ALOHA driven by the policy, for SECONDS=30 of simulated time
-	$(RUN) vla_oft demo --seconds $(SECONDS)
+demo: setup ## a policy (CHECKPOINT=DIR: yours) moves a simulated ALOHA, for SECONDS=30 of simulated time
+	$(RUN) vla_oft demo --seconds $(SECONDS) --checkpoint $(CHECKPOINT)
 
 record-demo: setup ## scripted demonstrations of the simulated ALOHA as bags, EPISODES=10 of them
 	$(RUN) vla_oft record-demo --episodes $(EPISODES)
@@ -22,7 +22,7 @@ record-demo: setup ## scripted demonstrations of the simulated ALOHA as bags, EP
 test: setup ## every test that needs no GPU and not minutes
 	$(RUN) python -m pytest -m "not gpu and not slow"
 
-bench: setup ## what is fast and what is not, on this machine
+bench: setup ## every measurement of benchmark/, one after the other (one of them: vla_oft bench NAME)
 	set -e; for file in benchmark/*.py; do $(RUN) python $$file; done
 
 docs: setup ## docs/reference/, written from the code
@@ -40,6 +40,6 @@ format: setup ## what ruff can repair by itself
 	$(RUN) ruff check --fix .
 	$(RUN) ruff format .
 
-clean: ## .venv, caches and build folders
+clean: ## removes .venv, caches and build folders; recordings and demo_output stay
 	rm -rf .venv build install log *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

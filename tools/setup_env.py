@@ -30,6 +30,7 @@ STAMPS = VENV / "vla_oft_stamps.json"
 INSTALLING = VENV / "vla_oft_installing"
 """Is there while pip works; found later, it means that pip was interrupted halfway."""
 LOG = VENV / "vla_oft_setup.log"
+PIPED_LINE_EVERY_S = 30.0
 PYTHON = VENV / "bin" / "python"
 VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 STARTED_S = time.monotonic()
@@ -73,30 +74,41 @@ def say(text: str) -> None:
     print(f"[{time.monotonic() - STARTED_S:5.1f} s] {text}", flush=True)
 
 
+def log(text: str) -> None:
+    """Adds to the log as things happen, so that it can be watched; needs `.venv`."""
+    if LOG.parent.is_dir():
+        with LOG.open("a", encoding="utf-8") as file:
+            file.write(text)
+
+
 def run(command: Sequence[object], env: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """Runs a command and keeps its output; a terminal sees its last line, the log all of it.
+    """Runs a command and keeps its output; a terminal sees its last line, the log all of it, and
+    who reads through a pipe a line now and then.
 
     Returns:
         What became of it, with standard error in `stdout` too; the caller looks at the status.
     """
     words = [str(word) for word in command]
     lines = []
+    log(f"$ {' '.join(words)}\n")
+    next_line_s = time.monotonic() + PIPED_LINE_EVERY_S
     with subprocess.Popen(
         words, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True, errors="replace",
     ) as process:  # fmt: skip
         for line in process.stdout or ():
             lines.append(line)
-            if sys.stdout.isatty():
+            log(line)
+            if not sys.stdout.isatty():
+                if time.monotonic() > next_line_s:
+                    say(f"… {line.strip()[:100]}")
+                    next_line_s = time.monotonic() + PIPED_LINE_EVERY_S
+            else:
                 width = shutil.get_terminal_size().columns - 12
                 print(f"\r\x1b[K          {line.strip()[:width]}", end="", flush=True)
     if sys.stdout.isatty():
         print("\r\x1b[K", end="", flush=True)
-    output = "".join(lines)
-    if LOG.parent.is_dir():
-        with LOG.open("a", encoding="utf-8") as log:
-            log.write(f"$ {' '.join(words)}\n{output}\n")
-    return subprocess.CompletedProcess(words, process.returncode, output)
+    return subprocess.CompletedProcess(words, process.returncode, "".join(lines))
 
 
 def clean_environment() -> dict[str, str]:
@@ -253,7 +265,10 @@ def install_packages() -> None:
 
     One call names torch together with everything else, so that pip settles on one version of it.
     """
-    say("installing the pinned packages (torch, MuJoCo, ROS 2, …): minutes the first time")
+    say(
+        "installing the pinned packages (torch, MuJoCo, ROS 2, …): minutes the first time; all of "
+        f"it in {LOG.relative_to(ROOT)}"
+    )
     INSTALLING.touch()
     pip = [
         PYTHON,
