@@ -5,8 +5,9 @@
 Simulation, policy and controller run as processes, on loopback, all the time; the viewer comes
 and goes. Rounds take turns between three states: no viewer; a viewer at which nobody looks; one
 whose three overlays and markers somebody listens to. CPU seconds are per second of simulated time,
-so that other work on the machine lengthens nothing; times are of the wall. The spread between
-rounds of the same state is the noise.
+so that other work on the machine lengthens nothing; times are of the wall. What a viewer does for
+nobody it does by real time, so its own cost is told per real second too. The spread between rounds
+of the same state is the noise.
 """
 
 from __future__ import annotations
@@ -212,6 +213,9 @@ def summary(windows: Sequence[Window]) -> dict[str, dict[str, tuple[float, float
         }
         for name in (*NODES, VIEWER):
             columns[f"CPU of {name}"] = [window.cpu.get(name, 0.0) for window in mine]
+        columns["CPU of the viewer per real s"] = [
+            window.cpu.get(VIEWER, 0.0) * window.simulated_s / window.real_s for window in mine
+        ]
         told[state] = {
             name: (float(np.median(values)), min(values), max(values))
             for name, values in columns.items()
