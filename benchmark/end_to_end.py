@@ -82,24 +82,20 @@ def spans(one: Mapping[str, int]) -> dict[str, float]:
     return {**found, "total": (one[INSTANTS[-1]] - one[INSTANTS[0]]) / 1e6}
 
 
-class Ear:
-    """Listens to traces and to simulated time."""
+class Traces:
+    """What was heard of chunks and of simulated time."""
 
     def __init__(self) -> None:
-        self.node = rclpy.create_node("end_to_end")
         self._chunks: dict[int, dict[str, int]] = {}
         self._sent_ns: dict[int, int] = {}
-        self.node.create_subscription(
-            DiagnosticArray, chunk_trace.TOPIC, self._on_trace, QoSProfile(depth=100)
-        )
-        self.node.create_subscription(Clock, "/clock", self._on_clock, QoSProfile(depth=1000))
 
-    def _on_trace(self, message: DiagnosticArray) -> None:
-        stamp_ns, instants = chunk_trace.trace_from_msg(message)
+    def add_chunk(self, stamp_ns: int, instants: Mapping[str, int]) -> None:
+        """What one node says of the chunk with this stamp; the other says the rest."""
         self._chunks.setdefault(stamp_ns, {}).update(instants)
 
-    def _on_clock(self, message: Clock, info: dict) -> None:
-        self._sent_ns[stamp_from_msg(message.clock)] = info["source_timestamp"]
+    def add_clock(self, simulated_ns: int, sent_ns: int) -> None:
+        """When, by the system's clock, an instant of simulated time was told."""
+        self._sent_ns[simulated_ns] = sent_ns
 
     def _to_system(self, stamp_ns: int) -> int | None:
         return self._sent_ns.get(stamp_ns) if self._sent_ns else stamp_ns
@@ -135,6 +131,29 @@ class Ear:
         ]
 
 
+class Ear:
+    """Listens to traces and to simulated time.
+
+    Attributes:
+        node: That listens.
+        traces: What it heard.
+    """
+
+    def __init__(self) -> None:
+        self.node = rclpy.create_node("end_to_end")
+        self.traces = Traces()
+        self.node.create_subscription(
+            DiagnosticArray, chunk_trace.TOPIC, self._on_trace, QoSProfile(depth=100)
+        )
+        self.node.create_subscription(Clock, "/clock", self._on_clock, QoSProfile(depth=1000))
+
+    def _on_trace(self, message: DiagnosticArray) -> None:
+        self.traces.add_chunk(*chunk_trace.trace_from_msg(message))
+
+    def _on_clock(self, message: Clock, info: dict) -> None:
+        self.traces.add_clock(stamp_from_msg(message.clock), info["source_timestamp"])
+
+
 def listen(ear: Ear, nodes: NodeProcesses, *, seconds: float, chunks: int) -> None:
     """Waits for the warm-up, then for some seconds of chunks or some chunks.
 
@@ -154,9 +173,9 @@ def listen(ear: Ear, nodes: NodeProcesses, *, seconds: float, chunks: int) -> No
         executor.spin_once(timeout_sec=0.1)
         for name, code in nodes.ended().items():
             raise SystemExit(f"{name} ended with {code}; it said\n{nodes.log_tail(name)}")
-        if chunks and len(ear.journeys()) >= chunks:
+        if chunks and len(ear.traces.journeys()) >= chunks:
             break
-        if end_s is None and ear.heard > WARM_UP:
+        if end_s is None and ear.traces.heard > WARM_UP:
             end_s = time.monotonic() + seconds
         if end_s is None and time.monotonic() > limit_s:
             raise SystemExit(f"no chunk within {START_TIMEOUT_S:g} s")
@@ -227,16 +246,16 @@ def main() -> None:
         finally:
             ear.node.destroy_node()
             rclpy.try_shutdown()
-    report(ear, arguments)
+    report(ear.traces, arguments)
 
 
-def report(ear: Ear, arguments: argparse.Namespace) -> None:
+def report(traces: Traces, arguments: argparse.Namespace) -> None:
     """Prints the table and writes the file."""
-    journeys = list(ear.journeys().values())
+    journeys = list(traces.journeys().values())
     if not journeys:
-        sys.exit(f"of {ear.heard} chunks none was traced by both nodes to its first target")
+        sys.exit(f"of {traces.heard} chunks none was traced by both nodes to its first target")
     rows = summary(journeys)
-    factor = ear.real_time_factor
+    factor = traces.real_time_factor
     title = f"{len(journeys)} chunks"
     if factor is not None:
         title += f", simulated per real time {factor:.2f}"
@@ -254,7 +273,7 @@ def report(ear: Ear, arguments: argparse.Namespace) -> None:
     if arguments.json:
         record = {
             "chunks": len(journeys),
-            "published": len(ear.published()),
+            "published": len(traces.published()),
             "journeys_ns": journeys,
             "real_time_factor": factor,
             "cpu": cpu_name(),
