@@ -308,6 +308,11 @@ BROKEN: dict[str, tuple[Break, str]] = {
         edit_statistics(lambda s: s["action"]["max"].__setitem__(6, 60.0)),
         "statistics_fit_robot",
     ),
+    # Interbotix' branch 2.0 records 41 … 113 where every other ALOHA has 0 … 1 (aloha#20).
+    "statistics of a gripper seen in other units": (
+        edit_statistics(lambda s: s["proprio"]["max"].__setitem__(6, 113.0)),
+        "proprio, do not fit the robot: dimension 6 is a gripper",
+    ),
     # tokenizer and image preparation
     "no tokenizer": (remove("tokenizer.json"), "tokenizer.json: expected a tokenizer.json"),
     "tokenizer is no JSON": (write("tokenizer.json", b"?"), "expected a tokenizer.json"),
@@ -440,6 +445,14 @@ def test_directory_that_is_missing_is_named(tmp_path: Path) -> None:
 
 def test_unknown_data_set_is_answered_with_the_known_ones(healthy: Path) -> None:
     assert DATASET in refusal(healthy, unnorm_key="aloha_real")
+
+
+def test_cameras_may_get_other_names_but_not_each_others(healthy: Path) -> None:
+    swapped = ("cam_high", "cam_right_wrist", "cam_left_wrist")
+    assert "cameras: expected the order of training" in refusal(healthy, cameras=swapped)
+    renamed = ("front", "left", "right")
+    config = PolicyConfig(checkpoint_dir=str(healthy), device="cpu", cameras=renamed)
+    assert load_policy(config).cameras == renamed
 
 
 def test_unknown_self_test_is_answered_with_the_known_ones(healthy: Path) -> None:

@@ -24,6 +24,7 @@ from vla_oft_ros.config import ConfigError
 from vla_oft_ros.model.action_head import HeadKind
 from vla_oft_ros.model.checkpoint import Checkpoint
 from vla_oft_ros.model.inputs import ModelInputs, sequence_ids
+from vla_oft_ros.normalization import NormStats
 
 logger = logging.getLogger(__name__)
 
@@ -209,18 +210,9 @@ def _statistics(subject: _Subject) -> str:
     stats = checkpoint.action_stats
     if stats.dim != ACTION_DIM:
         return f"not needed: {stats.dim} action dimensions are no bimanual ALOHA"
-    lower, upper = position_limits()
-    margin = np.full(ACTION_DIM, JOINT_MARGIN_RAD)
-    margin[list(GRIPPERS)] = GRIPPER_MARGIN
-    outside = np.flatnonzero((stats.lower < lower - margin) | (stats.upper > upper + margin))
-    if outside.size:
-        i = int(outside[0])
-        kind = "a gripper, 0 … 1" if i in GRIPPERS else "a joint in rad"
-        raise _Failed(
-            f"statistics of {checkpoint.dataset!r} do not fit the robot: dimension {i} is "
-            f"{kind}, but runs from {stats.lower[i]:.3g} to {stats.upper[i]:.3g}; expected "
-            f"within {lower[i]:.3g} … {upper[i]:.3g}"
-        )
+    for what, bounds in (("action", stats), ("proprio", checkpoint.proprio_stats)):
+        if bounds is not None and bounds.dim == ACTION_DIM:
+            _refuse_other_units(f"{checkpoint.dataset!r}, {what},", bounds)
     trained = _trained_profile(checkpoint.record.profile)
     if profile is not None and trained is not None:
         for name in ("arm_order", "gripper", "color_order"):
@@ -230,6 +222,22 @@ def _statistics(subject: _Subject) -> str:
                     f"differs, {getattr(trained, name)} and {getattr(profile, name)}"
                 )
     return f"{checkpoint.dataset!r} fits" + (f" profile {profile.name!r}" if profile else "")
+
+
+def _refuse_other_units(what: str, stats: NormStats) -> None:
+    """Refuses bounds that no joint and no gripper of the robot can have."""
+    lower, upper = position_limits()
+    margin = np.full(ACTION_DIM, JOINT_MARGIN_RAD)
+    margin[list(GRIPPERS)] = GRIPPER_MARGIN
+    outside = np.flatnonzero((stats.lower < lower - margin) | (stats.upper > upper + margin))
+    if outside.size:
+        i = int(outside[0])
+        kind = "a gripper, 0 … 1" if i in GRIPPERS else "a joint in rad"
+        raise _Failed(
+            f"statistics of {what} do not fit the robot: dimension {i} is {kind}, but runs from "
+            f"{stats.lower[i]:.3g} to {stats.upper[i]:.3g}; expected within {lower[i]:.3g} … "
+            f"{upper[i]:.3g}"
+        )
 
 
 def _trained_profile(name: str | None) -> RobotProfile | None:
