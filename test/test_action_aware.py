@@ -50,6 +50,10 @@ def test_a_slow_descent_is_fine():
     assert mode_of(left=SLOW_DOWN).mode is FINE
 
 
+def test_a_slow_motion_at_one_height_is_fine():
+    assert mode_of(left=(WAIST, 0.01)).mode is FINE  # Δz = 0 is not above 0 (Eq. 10)
+
+
 def test_a_slow_rise_is_not_fine_by_itself():
     assert mode_of(left=SLOW_UP).mode is COARSE
 

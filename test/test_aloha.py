@@ -20,6 +20,7 @@ from vla_oft_ros.aloha import (
     JOINT_STATE_NAMES,
     GripperCalibration,
     JointStateError,
+    RobotProfile,
     example_observation,
     load_profile,
     position_limits,
@@ -130,12 +131,11 @@ def test_arm_joints_pass_unchanged_and_the_gripper_becomes_an_opening(
     assert qpos[6] == SIM.gripper.observed_opening(positions[6])
 
 
-@pytest.mark.parametrize("name", PROFILES)
+@pytest.mark.parametrize("profile", map(load_profile, PROFILES), ids=PROFILES)
 @given(servo_rad=st.floats(-1.5, 1.5))
 def test_an_arm_that_is_told_to_hold_is_told_the_servo_angles_that_it_has(
-    name: str, servo_rad: float
+    profile: RobotProfile, servo_rad: float
 ) -> None:
-    profile = load_profile(name)
     has = np.array([0.1, -0.2, 0.3, -0.4, 0.5, -0.6, servo_rad])
     qpos = profile.arm_qpos(profile.joint_names, has.tolist())
     told = profile.arm_command(profile.holding_target(qpos))
