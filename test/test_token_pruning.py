@@ -149,13 +149,23 @@ def test_patches_that_changed_are_kept_as_dynamic(checkpoint_dir: Path) -> None:
     ("next_one", "dense"),
     [
         (seen_at(15 * TICK_NS), False),
-        (seen_at(CHUNK_NS), False),
-        (seen_at(CHUNK_NS + 1), True),
+        # Open loop: all of a chunk is played, then the arms wait for the answer (0.32 s, OFT).
+        (seen_at(CHUNK_NS + 8 * TICK_NS), False),
+        (seen_at(2 * CHUNK_NS), False),
+        (seen_at(2 * CHUNK_NS + 1), True),
         (seen_at(15 * TICK_NS, instruction="open the drawer"), True),
         (seen_at(-TICK_NS), True),
         (replace(seen_at(15 * TICK_NS), reference_images=None), True),
     ],
-    ids=["next", "at chunk end", "after chunk end", "new words", "back in time", "no reference"],
+    ids=[
+        "next",
+        "open loop",
+        "two chunks later",
+        "after that",
+        "new words",
+        "back in time",
+        "no reference",
+    ],
 )
 def test_what_an_inference_leaves_holds_only_for_what_continues_it(
     policy: Policy, next_one: Observation, dense: bool

@@ -31,6 +31,9 @@ from vla_oft_ros.types import ActionChunk, MotionMode, Observation
 
 logger = logging.getLogger(__name__)
 
+_LONGEST_GAP_CHUNKS = 2
+"""Chunks from one inference of an episode to the next, for token pruning. One is too few: in open
+loop (queue.join sync) a chunk is played to its end and then the answer is waited for."""
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp8": torch.bfloat16}
 """Format of the weights; with fp8, those of the LLM are rounded further by the engine."""
 
@@ -245,7 +248,7 @@ class Policy:
             ),
             cameras=self.cameras,
             tokenizer=self.checkpoint.tokenizer,
-            max_gap_ns=self.chunk_len * self.dt_ns,
+            max_gap_ns=_LONGEST_GAP_CHUNKS * self.chunk_len * self.dt_ns,
         )
 
     def _proprio(self, proprio: np.ndarray) -> torch.Tensor | None:

@@ -1,8 +1,8 @@
 """Token pruning from one inference to the next: what of the previous inference still holds.
 
 Sits between `policy` and the engine. The previous inference is forgotten on a new episode, a
-new instruction, a camera that stands still, and a gap longer than a chunk; the pass that follows
-is dense. Knows nothing of robot units or ROS.
+new instruction, a camera that stands still, and a gap longer than two chunks; the pass that
+follows is dense. Knows nothing of robot units or ROS.
 """
 
 from __future__ import annotations
