@@ -9,9 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ros.conftest import HAS_ROS, make_graph, own_ros
+from ros.conftest import HAS_ROS, make_graph, needs_security, own_ros, start
 
-__all__ = ["make_graph", "own_ros"]  # pytest finds fixtures by these names
+__all__ = [
+    "make_graph",
+    "needs_security",
+    "own_ros",
+    "start",
+]  # pytest finds fixtures by these names
 
 # `launch` alone would also be found: the folders of this name are namespace packages.
 HAS_LAUNCH = HAS_ROS and find_spec("launch_ros") is not None

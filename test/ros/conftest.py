@@ -19,6 +19,7 @@ from vla_oft_ros.config import config_dir
 from vla_oft_ros.ros.processes import keep_on_loopback
 
 if TYPE_CHECKING:
+    from ros.enclaves import Speakers
     from ros.fakes import FakePolicy
     from ros.graph import Graph
     from ros.viewer_bench import Bench
@@ -84,6 +85,27 @@ def make_bench(make_graph: Callable[..., Graph]) -> Callable[..., Bench]:
     from ros.viewer_bench import Bench
 
     return lambda **values: Bench(make_graph(*parameters(**values)))
+
+
+@pytest.fixture(scope="session")
+def needs_security() -> None:
+    """Skips where the middleware cannot do it, with what it says."""
+    from vla_oft_ros import check
+
+    pytest.importorskip("cryptography", reason="needs cryptography, of the extra security")
+    finding = check._security()
+    if not finding.good:
+        pytest.skip(f"needs a middleware built with DDS security; here {finding.found}")
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Speakers]:
+    """Starts processes that say or hear something, in an enclave or without security."""
+    from ros.enclaves import Speakers
+
+    speakers = Speakers(tmp_path)
+    yield speakers
+    speakers.end()
 
 
 @pytest.fixture

@@ -1,17 +1,33 @@
-"""A process that says or hears chunks or targets, for tests of DDS security: one line per event.
+"""A process that says or hears topics of the robot, for tests of DDS security: one line per event.
 
-    python speaker.py say|hear chunks|targets NODE WORD
+    python speaker.py say|hear WHAT[,WHAT …] NODE WORD
 
-`say` sends messages that bear WORD until it is ended; `hear` prints the word in each that comes.
+`say` sends messages that bear WORD until it is ended; `hear` prints the word in each that comes,
+and what it is where there are several.
 """
 
 import sys
+from functools import partial
 
 import rclpy
-from sensor_msgs.msg import JointState
-from vla_oft_ros.msg import ActionChunk
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import Image, JointState
+from visualization_msgs.msg import MarkerArray
+from vla_oft_ros.msg import ActionChunk, EpisodeStatus, PruningStatus, RetainedTokens, SafetyStatus
 
-TOPICS = {"chunks": (ActionChunk, "/action_chunk"), "targets": (JointState, "/joint_targets")}
+TOPICS = {
+    "chunks": (ActionChunk, "/action_chunk"),
+    "targets": (JointState, "/joint_targets"),
+    "tokens": (RetainedTokens, "/retained_tokens"),
+    "pruning": (PruningStatus, "/pruning_status"),
+    "safety": (SafetyStatus, "/safety_status"),
+    "episodes": (EpisodeStatus, "/episode_status"),
+    "joints": (JointState, "/follower_left/joint_states"),
+    "camera": (Image, "/cam_high/camera/color/image_rect_raw"),
+    "markers": (MarkerArray, "/viewer/markers"),
+    "overlay": (Image, "/viewer/overlay/cam_high"),
+}
+_LISTEN = QoSProfile(depth=10, reliability=ReliabilityPolicy.BEST_EFFORT)
 
 
 def tell(text: str) -> None:
@@ -19,14 +35,22 @@ def tell(text: str) -> None:
     sys.stdout.flush()
 
 
+def word_of(message: object) -> str:
+    """What tells who said it."""
+    if isinstance(message, ActionChunk):
+        return str(message.instruction)
+    return str(message.name[0]) if isinstance(message, JointState) else "something"
+
+
 def main() -> None:
     act, what, name, word = sys.argv[1:]
-    kind, topic = TOPICS[what]
+    kinds = what.split(",")
     try:
         rclpy.init()
         node = rclpy.create_node(name)
         tell("ready")
         if act == "say":
+            kind, topic = TOPICS[what]
             publisher = node.create_publisher(kind, topic, 10)
     except Exception as error:  # whatever the middleware says
         tell(f"refused {' '.join(str(error).split())}")
@@ -39,13 +63,15 @@ def main() -> None:
             publisher.publish(JointState(name=[word]))
         tell("said")
 
-    def hear(message: ActionChunk | JointState) -> None:
-        tell(f"heard {message.instruction if kind is ActionChunk else message.name[0]}")
+    def hear(start: str, message: object) -> None:
+        tell(f"heard {start}{word_of(message)}")
 
     if act == "say":
         node.create_timer(0.05, say)
     else:
-        node.create_subscription(kind, topic, hear, 10)
+        for each in kinds:
+            start = f"{each} " if len(kinds) > 1 else ""
+            node.create_subscription(*TOPICS[each], partial(hear, start), _LISTEN)
     rclpy.spin(node)
 
 

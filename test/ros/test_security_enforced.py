@@ -7,97 +7,25 @@ protects from is shown.
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
-from datetime import datetime, timezone
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from ros.enclaves import Speakers, new_keystore
+from ros.speaker import TOPICS
 
-from vla_oft_ros import check
+from vla_oft_ros.aloha import ACTION_NAMES
 from vla_oft_ros.config import config_dir
 from vla_oft_ros.ros.processes import NodeProcesses
 from vla_oft_ros.security.environment import secured
-from vla_oft_ros.security.keystore import make_keystore
-from vla_oft_ros.security.policy import read_policy, shipped_policies
 
-SPEAKER = Path(__file__).with_name("speaker.py")
-START_S = 120.0
-"""For a process to start and to be discovered, or a policy to be loaded, on a loaded machine."""
 ENOUGH = 40
 """Messages of a stranger after the honest one was heard: two seconds of them."""
+CHUNKS, TICKS = 3, 100
+"""Of a closed loop: three answers of the policy, four simulated seconds of targets."""
 
 
-@pytest.fixture(scope="module")
-def needs_security() -> None:
-    """Skips where the middleware cannot do it, with what it says."""
-    pytest.importorskip("cryptography", reason="needs cryptography, of the extra security")
-    finding = check._security()
-    if not finding.good:
-        pytest.skip(f"needs a middleware built with DDS security; here {finding.found}")
-
-
-class Process:
-    """A speaker, and what it has told so far."""
-
-    def __init__(self, folder: Path, words: list[str], environment: Mapping[str, str]) -> None:
-        self._log = folder / f"{'-'.join(filter(None, words))}.log"
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, str(SPEAKER), *words],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment,
-            )  # fmt: skip
-
-    def told(self, what: str) -> list[str]:
-        """The rest of every line that begins so."""
-        lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
-        return [line.removeprefix(what).strip() for line in lines if line.startswith(what)]
-
-    def until(self, count: int, what: str) -> list[str]:
-        """Waits for so many lines."""
-        deadline_s = time.monotonic() + START_S
-        while len(lines := self.told(what)) < count:
-            told = self._log.read_text(encoding="utf-8", errors="replace")[-2000:]
-            assert time.monotonic() < deadline_s, f"{self._log.name}: no {count} {what!r}: {told}"
-            time.sleep(0.05)
-        return lines
-
-    def end(self) -> None:
-        self._process.terminate()
-        self._process.wait()
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., Process]]:
-    """Starts speakers, in an enclave of a keystore or (without one) without security."""
-    made: list[Process] = []
-
-    def make(*words: str, keystore: Path | None = None, enclave: str = "") -> Process:
-        made.append(Process(tmp_path, list(words), environment_of(keystore, enclave)))
-        return made[-1]
-
-    yield make
-    for process in made:
-        process.end()
-
-
-def environment_of(keystore: Path | None, enclave: str) -> dict[str, str]:
-    """Environment of a process in an enclave, or without security."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("ROS_SECURITY")}
-    return environment | secured(str(keystore or ""), enclave)
-
-
-def new_keystore(folder: Path) -> Path:
-    enclaves = read_policy(shipped_policies()["sim"])
-    domain, now = int(os.environ["ROS_DOMAIN_ID"]), datetime.now(timezone.utc)
-    make_keystore(folder, enclaves, domain_id=domain, valid_days=2, now=now)
-    return folder
-
-
-def test_without_security_anybody_may_publish_chunks(start: Callable[..., Process]) -> None:
+def test_without_security_anybody_may_publish_chunks(start: Speakers) -> None:
     ear = start("hear", "chunks", "ear", "")
     start("say", "chunks", "policy_node", "stranger")
     assert set(ear.until(1, "heard")) == {"stranger"}
@@ -109,7 +37,7 @@ def test_without_security_anybody_may_publish_chunks(start: Callable[..., Proces
     [("chunks", "policy_node", "controller_node"), ("targets", "controller_node", "sim_node")],
 )
 def test_only_the_enclave_that_may_say_it_is_heard(
-    what: str, speaker: str, listener: str, start: Callable[..., Process], tmp_path: Path
+    what: str, speaker: str, listener: str, start: Speakers, tmp_path: Path
 ) -> None:
     keys, others = new_keystore(tmp_path / "keys"), new_keystore(tmp_path / "others")
     ear = start("hear", what, listener, "", keystore=keys, enclave=listener)
@@ -129,7 +57,7 @@ def test_only_the_enclave_that_may_say_it_is_heard(
 @pytest.mark.usefixtures("needs_security")
 @pytest.mark.parametrize("what", ["chunks", "targets"])
 def test_an_enclave_that_may_not_say_it_is_refused_by_its_own_middleware(
-    what: str, start: Callable[..., Process], tmp_path: Path
+    what: str, start: Speakers, tmp_path: Path
 ) -> None:
     keys = new_keystore(tmp_path / "keys")
     tool = start("say", what, "_ros2cli_1", "tool", keystore=keys, enclave="operator")
@@ -137,8 +65,17 @@ def test_an_enclave_that_may_not_say_it_is_refused_by_its_own_middleware(
 
 
 @pytest.mark.usefixtures("needs_security")
+def test_keys_of_a_robot_that_is_only_watched_move_no_arm(start: Speakers, tmp_path: Path) -> None:
+    """In the profile agilex the controller may not say targets, not even to itself."""
+    keys = new_keystore(tmp_path / "keys", "agilex")
+    node = "controller_node"
+    watcher = start("say", "targets", node, "wrong_profile", keystore=keys, enclave=node)
+    assert watcher.until(1, "refused") and watcher.told("ready") and not watcher.told("said")
+
+
+@pytest.mark.usefixtures("needs_security")
 def test_permissions_that_somebody_changed_are_worth_nothing(
-    start: Callable[..., Process], tmp_path: Path
+    start: Speakers, tmp_path: Path
 ) -> None:
     keys = new_keystore(tmp_path / "keys")
     signed = keys / "enclaves/vla_oft/operator/permissions.p7s"
@@ -152,16 +89,18 @@ def test_permissions_that_somebody_changed_are_worth_nothing(
 
 @pytest.mark.sim
 @pytest.mark.usefixtures("needs_security")
-def test_the_simulated_robot_works_with_every_node_in_its_enclave(
-    start: Callable[..., Process], tmp_path: Path
+def test_the_closed_loop_works_in_its_enclaves_and_hears_no_stranger(
+    start: Speakers, tmp_path: Path
 ) -> None:
-    """The least privilege is enough: chunks are said and executed, nothing dies."""
+    """The least privilege is enough: all that is said arrives, overlays are drawn; what strangers
+    say all the while does not.
+    """
     if any(find_spec(name) is None for name in ("torch", "mujoco", "gym_aloha")):
         pytest.skip("needs torch, MuJoCo and the meshes of gym-aloha")
     from vla_oft_ros.model.small_checkpoint import make_random_checkpoint
 
     make_random_checkpoint(tmp_path / "small", seed=0)
-    keys = new_keystore(tmp_path / "keys")
+    keys, others = new_keystore(tmp_path / "keys"), new_keystore(tmp_path / "others")
     time_, checkpoint = {"use_sim_time": True}, str(tmp_path / "small")
     policy = {"policy.checkpoint_dir": checkpoint, "policy.device": "cpu", "instruction": "lift"}
     with NodeProcesses(config_dir(), tmp_path, os.environ) as nodes:
@@ -174,8 +113,17 @@ def test_the_simulated_robot_works_with_every_node_in_its_enclave(
         ):
             yaml = f"{name.removesuffix('_node')}.yaml"
             nodes.start(name, yaml, overrides, secured(str(keys), name))
-        chunks = start("hear", "chunks", "_ros2cli_1", "", keystore=keys, enclave="operator")
-        targets = start("hear", "targets", "_ros2cli_2", "", keystore=keys, enclave="operator")
-        chunks.until(3, "heard")
-        targets.until(25, "heard")
+        ear = start("hear", ",".join(TOPICS), "_ros2cli_1", "", keystore=keys, enclave="operator")
+        strangers = [
+            start("say", what, name, word, keystore=store, enclave=name)
+            for what, name in (("chunks", "policy_node"), ("targets", "controller_node"))
+            for word, store in (("without_keys", None), ("with_keys_of_its_own", others))
+        ]
+        ear.until(CHUNKS, "heard chunks")
+        for what, count in {**dict.fromkeys(TOPICS, 1), "targets": TICKS}.items():
+            ear.until(count, f"heard {what}")
+        for stranger in strangers:
+            stranger.until(ENOUGH, "said")
+        assert set(ear.told("heard chunks")) == {"lift"}
+        assert set(ear.told("heard targets")) == {ACTION_NAMES[0]}
         assert nodes.ended() == {}, {name: nodes.log_tail(name) for name in nodes.ended()}
