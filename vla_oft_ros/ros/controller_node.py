@@ -26,7 +26,7 @@ from vla_oft_ros.chunk_report import JoinReport, JoinStatistics
 from vla_oft_ros.config import ConfigError, ControllerConfig
 from vla_oft_ros.parking import Parking
 from vla_oft_ros.ros import chunk_trace
-from vla_oft_ros.ros.controller_report import controller_report
+from vla_oft_ros.ros.controller_report import Tidings, controller_report
 from vla_oft_ros.ros.conversions import chunk_from_msg, safety_to_msg
 from vla_oft_ros.ros.diagnostics import Diagnostics
 from vla_oft_ros.ros.interbotix import InterbotixRobot
@@ -90,6 +90,7 @@ class ControllerNode(ManagedNode):
         self._measured: dict[str, tuple[int, np.ndarray]] = {}
         self._ticks = self._starved = self._chunks = self._refused = 0
         self._refusal = self._reason = ""
+        self._tidings = Tidings()
         self._join: JoinReport | None = None
         self._joins = JoinStatistics()
         self._diagnostics = Diagnostics(self)
@@ -302,9 +303,9 @@ class ControllerNode(ManagedNode):
             self._trace.publish(stamp_ns, instants)
 
     def _tell_reason(self, state: SafetyState, reason: str) -> None:
-        if reason == self._reason:
-            return
         self._reason = reason
+        if not self._tidings.are_new(state, reason, time.monotonic_ns()):
+            return
         # Two lines: rclpy refuses one call whose severity changes.
         if state is SafetyState.ESTOP:
             self.get_logger().error(f"{state.name}: {reason}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict
 
@@ -17,6 +18,27 @@ from vla_oft_ros.shadow import ShadowComparison
 _LATE_S = 0.005
 """A 99th percentile of lateness that is worth a warning: an eighth of a period at 25 Hz."""
 _NAN = float("nan")
+_TELL_EVERY_NS = 1_000_000_000
+_NUMBER = re.compile(r"\d+(\.\d+)?")
+
+
+class Tidings:
+    """Which states of the gate are worth a line of the log: those in other words, not with other
+    numbers, and one a second. An age that grows would else be told at every tick, and so would a
+    cause that comes and goes. An emergency stop is told at once.
+    """
+
+    def __init__(self) -> None:
+        self._told: str | None = None
+        self._next_ns = 0
+
+    def are_new(self, state: SafetyState, reason: str, now_ns: int) -> bool:
+        """True if this is to be told now; `now_ns` is of a clock that nobody sets."""
+        words = _NUMBER.sub("", reason)
+        if words == self._told or (now_ns < self._next_ns and state is not SafetyState.ESTOP):
+            return False
+        self._told, self._next_ns = words, now_ns + _TELL_EVERY_NS
+        return True
 
 
 def controller_report(

@@ -32,11 +32,9 @@ from vla_oft_ros.security.environment import secured
 
 PACKAGE = "vla_oft_ros"
 SWITCH = ("true", "false")
-_END_WITHIN_S = "30"
-"""Of a node after Ctrl-C: a policy ends when its inference does, and on a busy machine that takes
-a while. SIGTERM, which comes next, would ask for the same as SIGINT."""
-_SAVE_WITHIN_S = "60"
-"""Of the recorder: a large episode takes its time to be saved."""
+_END_WITHIN_S = "60"
+"""Of a node after Ctrl-C: a policy ends when its inference does, the recorder when its episode is
+saved, and on a busy machine that takes a while. SIGTERM, which comes next, asks for the same."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +176,7 @@ class Launch:
             output="screen",
             # A terminal of its own keeps the colours of warnings; in a file they would be noise.
             emulate_tty=sys.stdout.isatty(),
-            sigterm_timeout=_SAVE_WITHIN_S if name == "recorder_node" else _END_WITHIN_S,
+            sigterm_timeout=_END_WITHIN_S,
             parameters=[
                 str(self._file(name)),
                 {key: value for key, value in given.items() if value not in ("", None)},
