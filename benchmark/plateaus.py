@@ -79,7 +79,7 @@ def one_layer(width: int, device: torch.device, dtype: torch.dtype) -> Callable[
     torch.manual_seed(0)
     with device:
         weights = layer_weights(LlamaModel(config).to(dtype), fuse=True, fp8=False)[0]
-        tokens = torch.randn(1, 8192, width).to(dtype)
+        tokens = torch.randn(1, 8192, width)
         whole = Rotary.at(torch.arange(8192), config.head_dim, config.rope_theta, dtype)
 
     def run(length: int) -> object:

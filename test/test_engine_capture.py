@@ -8,8 +8,8 @@ tensors.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 from vla_oft_ros.config import PreprocessingConfig, PruningConfig
 from vla_oft_ros.model.attention import attend
 from vla_oft_ros.model.engine import Engine, Request
+from vla_oft_ros.model.engine_graph import WARM_UP_PASSES, GpuCapture
 from vla_oft_ros.model.engine_pass import Network, PassOutput
 from vla_oft_ros.model.engine_regions import PLAIN
 from vla_oft_ros.model.engine_vision import Towers, run_block
@@ -131,6 +132,46 @@ def test_the_watch_sees_what_counts_tokens_on_the_host(monkeypatch: pytest.Monke
     )
     with pytest.raises(NotImplementedError, match="nonzero"):
         engine.load(request_of(engine))
+
+
+def test_recordings_run_on_the_stream_that_was_warmed_up_and_share_it_and_its_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    happened: list[str] = []
+
+    def stream(name: str) -> SimpleNamespace:
+        return SimpleNamespace(
+            name=name,
+            wait_stream=lambda other: happened.append(f"{name} waits for {other.name}"),
+        )
+
+    @contextmanager
+    def within(what: str) -> Iterator[None]:
+        happened.append(what)
+        yield
+        happened.append("done")
+
+    def recording(
+        _: object, *, pool: str, stream: SimpleNamespace, capture_error_mode: str
+    ) -> AbstractContextManager[None]:
+        return within(f"recording on {stream.name}, memory {pool}, {capture_error_mode}")
+
+    names, pools = iter(["side", "one too many"]), iter(["shared", "one too many"])
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: stream(next(names)))
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: next(pools))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream("current"))
+    monkeypatch.setattr(torch.cuda, "stream", lambda entered: within(entered.name))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay="replay"))
+    monkeypatch.setattr(torch.cuda, "graph", recording)
+    capture = GpuCapture()
+    for _ in range(2):
+        happened.clear()
+        assert capture(lambda: happened.append("pass"))[0] == "replay"
+        assert happened == [
+            *("side waits for current", "side", *["pass"] * WARM_UP_PASSES, "done"),
+            *("current waits for side", "recording on side, memory shared, thread_local"),
+            *("pass", "done"),
+        ]
 
 
 @torch.inference_mode()

@@ -19,6 +19,7 @@ import torch
 from latency.hf_baseline import HuggingFaceOFT, share_weights
 from latency.random_oft import PROMPT_LEN, Work, random_model, random_prompt, work
 from latency.rounds import Row
+from latency.unchosen import without_choice
 from vla_oft_ros.aloha import CAMERAS
 from vla_oft_ros.config import PreprocessingConfig, PruningConfig
 from vla_oft_ros.model.engine import Engine, Request, make_engine
@@ -50,6 +51,7 @@ class Setting:
         fp8: LLM products in e4m3.
         savings: Which exact savings are on.
         images: Whether it prepares the camera frames itself.
+        chooses: Whether pruning looks for the tokens that it keeps, and does not take the first.
     """
 
     kind: str
@@ -58,6 +60,7 @@ class Setting:
     fp8: bool = False
     savings: Savings = field(default_factory=Savings)
     images: bool = False
+    chooses: bool = True
 
 
 class Oft:
@@ -217,7 +220,7 @@ class Oft:
             patches=config.dino.patches,
             depth=config.llm.layers,
         )
-        return make_engine(
+        engine = make_engine(
             self.model,
             images=self.pipeline if setting.images else self.ready_made,
             action_stats=self.stats,
@@ -228,6 +231,9 @@ class Oft:
             savings=setting.savings,
             stage_times=times,
         )
+        if plan is not None and not setting.chooses:
+            without_choice(engine, plan, setting.mode)
+        return engine
 
     def request(self, engine: Engine, setting: Setting) -> Request:
         """The observation; with what an inference before it left, where tokens are pruned."""
@@ -237,7 +243,7 @@ class Oft:
             proprio=self.proprio,
             mode=setting.mode,
         )
-        if setting.pruning is None:
+        if setting.pruning is None or not setting.chooses:
             return first
         references = self.references if setting.images else self.prepared_references
         return replace(first, references=references, state=engine.run(first).state)

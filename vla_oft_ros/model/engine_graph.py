@@ -38,22 +38,26 @@ class GpuCapture:
     """
 
     def __init__(self) -> None:
+        self._stream: Any = None
         self._pool: Any = None
 
     def __call__(self, run: Callable[[], PassOutput]) -> tuple[Replay, PassOutput]:
         """Records the kernels of one call; returns what launches them again, and their output."""
-        stream: Any = torch.cuda.Stream  # torch gives it no types
-        side = stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
+        if self._stream is None:
+            # Graphs that share memory must share the stream that they are recorded on, and torch's
+            # own one belongs to the GPU of the process's first recording.
+            stream: Any = torch.cuda.Stream  # torch gives it no types
+            self._stream, self._pool = stream(), torch.cuda.graph_pool_handle()
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
             for _ in range(WARM_UP_PASSES):
                 run()
-        torch.cuda.current_stream().wait_stream(side)
-        if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()
+        torch.cuda.current_stream().wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
         # Other threads of the process may call CUDA meanwhile: only this one is recorded.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(
+            graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+        ):
             output = run()
         return graph.replay, output
 

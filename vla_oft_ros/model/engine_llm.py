@@ -20,6 +20,7 @@ from torch import Tensor
 from vla_oft_ros.model import pruning
 from vla_oft_ros.model.attention import attend, mix
 from vla_oft_ros.model.engine_weights import LayerWeights, layer_weights
+from vla_oft_ros.model.engine_wide import narrow_rms_norm
 from vla_oft_ros.model.fp8 import Weight, linear
 from vla_oft_ros.model.llm import (
     LayerOutput,
@@ -80,7 +81,7 @@ def project(
     """Norm, query, key, value, rotary embedding.
 
     Args:
-        hidden: (B, S, D).
+        hidden: (B, S, D) wide.
         weights: Of the layer.
         rotary: One row per token, blank slots repeated.
         config: Sizes.
@@ -90,7 +91,7 @@ def project(
     Returns:
         Queries, keys (both rotated) and values, each (B, heads, S, head dim).
     """
-    x = rms_norm(hidden, weights.input_norm, config.rms_eps)
+    x = narrow_rms_norm(hidden, weights.input_norm, config.rms_eps)
     if wanted is not None:
         q = linear(x[:, wanted[0] : wanted[1]], weights.query)
         kv = _products(x, weights.key_value)
@@ -109,15 +110,16 @@ def finish(hidden: Tensor, mixed: Tensor, weights: LayerWeights, config: LlamaCo
     """Output projection, residual, norm, MLP, residual.
 
     Args:
-        hidden: (B, S, D) before the layer.
+        hidden: (B, S, D) before the layer, wide.
         mixed: (B, heads, S, head dim) from attention.
         weights: Of the layer.
         config: Sizes.
     """
     hidden = hidden + linear(rearrange(mixed, "b h s d -> b s (h d)"), weights.out)
-    x = rms_norm(hidden, weights.post_norm, config.rms_eps)
+    x = narrow_rms_norm(hidden, weights.post_norm, config.rms_eps)
     gate, up = _products(x, weights.gate_up).chunk(2, dim=-1)  # each (B, S, hidden)
-    return hidden + linear(F.silu(gate) * up, weights.down)
+    gated = F.silu(gate.to(hidden.dtype)) * up
+    return hidden + linear(gated.to(x.dtype), weights.down)
 
 
 class Decoder:
@@ -158,15 +160,15 @@ class Decoder:
         """Runs all layers on a sequence whose action slots are blank.
 
         Args:
-            prefix: (1, S - K·A - 1, D) embeddings of all before the slots.
-            stop: (1, 1, D) embedding of the stop token.
+            prefix: (1, S - K·A - 1, D) embeddings of all before the slots, wide.
+            stop: (1, 1, D) embedding of the stop token, wide.
             layout: Where everything is.
             rotary: From `rotary`.
             pruner: Drops visual tokens between layers.
             times: Marks the end of a group of layers wherever tokens are dropped.
 
         Returns:
-            (1, K·A, D) what the head reads, after the final norm.
+            (1, K·A, D) what the head reads, after the final norm, wide.
         """
         config, savings = self.config, self.savings
         slots = layout.actions.stop - layout.actions.start
@@ -184,7 +186,7 @@ class Decoder:
             scored = pruner is not None and pruner.scores_layer(layer)
             last = layer == config.layers
             if last and not savings.skip_lm_head:
-                F.linear(hidden, self._lm_head)
+                F.linear(hidden.to(self._lm_head.dtype), self._lm_head)
             if layer == 1 and repeat:
                 output = self._alike(hidden, weights, rotary, repeat, scored)
             else:

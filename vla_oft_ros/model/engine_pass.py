@@ -20,6 +20,7 @@ from vla_oft_ros.model import image_ops_torch, pruning
 from vla_oft_ros.model.action_head import HeadKind
 from vla_oft_ros.model.engine_llm import Decoder, Regions
 from vla_oft_ros.model.engine_vision import RunBlock, Towers
+from vla_oft_ros.model.engine_wide import actions_of, value_token, wide
 from vla_oft_ros.model.film import Modulation
 from vla_oft_ros.model.inputs import ImagePipeline, ModelInputs
 from vla_oft_ros.model.llm import Rotary
@@ -74,7 +75,7 @@ class PassInputs:
     Attributes:
         images: Per camera (H, W, 3) uint8; or one tensor (N, size, size, 3) prepared on the host.
         references: The frames some ticks ago, alike; only of warm passes.
-        proprio: (1, A) normalised; None for checkpoints without a proprio projector.
+        proprio: (1, A) wide, normalised; None for checkpoints without a proprio projector.
         noise: (1, K, A) start of a diffusion run; None for other heads.
         prompt: (1, L + 1, D) embeddings of prompt and stop token.
         input_ids: (1, ids) int64.
@@ -193,6 +194,7 @@ class Network:
         self.images = images
         self.plan = plan
         self.device, self.dtype = parameter.device, parameter.dtype
+        self.wide = torch.promote_types(self.dtype, torch.float32)
         self.fp8 = fp8
         self._savings = savings
         self._times = times
@@ -252,21 +254,21 @@ class Network:
         views = rearrange(
             pixels, "(n tower c) h w -> tower n c h w", tower=TOWERS, c=CHANNELS
         )  # (2, N, 3, H, W)
-        patches = model.projector(self._towers(views, modulations, self._times))  # (1, N·P, D)
+        features = self._towers(views, modulations, self._times)
+        patches = model.projector(features.to(self.dtype))  # (1, N·P, D)
         self._end("projector")
         parts = [inputs.prompt[:, :1], patches]
         if model.proprio_projector is not None and inputs.proprio is not None:
-            parts.append(model.proprio_projector(inputs.proprio)[:, None])  # (1, 1, D)
-        prefix = torch.cat([*parts, inputs.prompt[:, 1:-1]], dim=1)
+            parts.append(value_token(model.proprio_projector, inputs.proprio)[:, None])
+        prefix = torch.cat([*map(wide, parts), wide(inputs.prompt[:, 1:-1])], dim=1)
         rotary = self.rotary(layout.length)
         self._end("embed")
         hidden = self._decoder(
-            prefix, inputs.prompt[:, -1:], layout, rotary, pruner=pruner, times=self._times
+            prefix, wide(inputs.prompt[:, -1:]), layout, rotary, pruner=pruner, times=self._times
         )  # (1, K·A, D)
         if model.action_head is not None:
-            actions: Tensor = model.action_head(hidden).float()
-            return actions
-        token_ids = model.language_model.lm_head(hidden).argmax(dim=-1)  # (1, K·A)
+            return actions_of(model.action_head, hidden).float()
+        token_ids = model.language_model.lm_head(hidden.to(self.dtype)).argmax(dim=-1)  # (1, K·A)
         return model.bins.decode(token_ids).reshape(1, layout.chunk_len, layout.action_dim)
 
     def _stepwise(
@@ -278,7 +280,7 @@ class Network:
             pixel_values=pixels[None],
             input_ids=inputs.input_ids,
             prompt_lens=(layout.prompt_len,),
-            proprio=inputs.proprio,
+            proprio=None if inputs.proprio is None else inputs.proprio.to(self.dtype),
         )
         output = self.model(
             model_inputs,

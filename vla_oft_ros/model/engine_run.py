@@ -150,15 +150,13 @@ class Engine:
         self.replay()
         return self.fetch()
 
-    def prepare(self, request: Request) -> None:
-        """Captures every pass that requests of this prompt length and these image sizes can ask
-        for, so that none is captured in the middle of an episode.
-        """
-        self.load(request)
-
     @_on_its_device
     def load(self, request: Request) -> None:
-        """Puts a request where the next `replay` reads it."""
+        """Puts a request where the next `replay` reads it.
+
+        The first one of a prompt length also captures every pass that others of this length and
+        these image sizes can ask for, so that none is captured in the middle of an episode.
+        """
         self._check(request)
         shape, inputs = self._shape(request), self._inputs(request)
         # Of an episode's first pass, also if one without reference images follows it.
@@ -255,10 +253,9 @@ class Engine:
         plan = self._network.plan
         if plan is None or request.dense or plan.config.method != "specprune":
             return []
-        wide = torch.promote_types(self._network.dtype, torch.float32)
         blank = PruningState(
             global_patches=torch.zeros(plan.cameras, plan.patches, dtype=torch.bool),
-            entropies=torch.ones(plan.depth, dtype=wide),
+            entropies=torch.ones(plan.depth, dtype=self._network.wide),
         )
         state, references = request.state or blank, request.references or request.images
         return [
@@ -312,7 +309,7 @@ class Engine:
         return PassInputs(
             images=self._frames(request.images),
             references=self._frames(request.references or ()) if warm else None,
-            proprio=None if proprio is None else proprio.to(network.dtype),
+            proprio=None if proprio is None else proprio.to(network.wide),
             noise=request.noise,
             prompt=instruction.prompt,
             input_ids=instruction.input_ids,

@@ -1,6 +1,6 @@
 """The vision towers as the engine runs them: cameras as one batch, towers side by side on a GPU.
 
-What `vision` computes is the reference; the arithmetic here is the same.
+What `vision` computes is the reference; the arithmetic here is the same, rounded less often.
 """
 
 from __future__ import annotations
@@ -10,20 +10,29 @@ from typing import Any
 
 import torch
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
-from vla_oft_ros.model.film import Modulation
+from vla_oft_ros.model.engine_wide import layer_norm, wide
+from vla_oft_ros.model.film import Modulation, modulate
 from vla_oft_ros.model.savings import Savings
 from vla_oft_ros.model.stage_times import StageTimes
-from vla_oft_ros.model.vision import Block, VisionBackbone, VisionTower
+from vla_oft_ros.model.vision import Block, LayerScale, VisionBackbone, VisionTower
 
 RunBlock = Callable[[Block, Tensor, "Modulation | None"], Tensor]
 
 
 def run_block(block: Block, x: Tensor, modulation: Modulation | None) -> Tensor:
-    """One block as it is: (N, tokens, width) → the same."""
-    out: Tensor = block(x, modulation)
-    return out
+    """One block: wide residual stream (N, tokens, width) → the same."""
+    dtype = block.norm1.weight.dtype
+    x = x + _scaled(block.ls1, block.attn(layer_norm(block.norm1, x).to(dtype)))
+    if modulation is not None:
+        x = modulate(x, Modulation(wide(modulation.scale), wide(modulation.shift)))
+    return x + _scaled(block.ls2, block.mlp(layer_norm(block.norm2, x).to(dtype)))
+
+
+def _scaled(scale: nn.Module, branch: Tensor) -> Tensor:
+    """LayerScale of what a branch answers, if there is one: wide."""
+    return wide(branch) * wide(scale.scale_factor) if isinstance(scale, LayerScale) else branch
 
 
 class Towers:
@@ -61,7 +70,7 @@ class Towers:
             times: Marks the end of vision, of each tower where they run one after the other.
 
         Returns:
-            (1, N·P, DINOv2 width + SigLIP width), cameras one after the other.
+            (1, N·P, DINOv2 width + SigLIP width) wide, cameras one after the other.
         """
         first, second = modulations or (None, None)
         if self._second is not None:
@@ -94,7 +103,7 @@ class Towers:
     def _blocks(
         self, tower: VisionTower, pixels: Tensor, modulations: tuple[Modulation, ...] | None
     ) -> Tensor:
-        x = tower.embed(pixels)  # (N, prefix + P, width)
+        x = wide(tower.embed(pixels))  # (N, prefix + P, width)
         blocks = tower.run_blocks
         for index, block in enumerate(blocks):
             x = self._run(block, x, modulations[index] if modulations else None)
