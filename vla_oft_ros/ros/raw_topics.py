@@ -33,7 +33,7 @@ memory counts, and ten of joint states."""
 _CAMERA_SETTLE_S = 1.0
 """How long a raw image topic may appear after the compressed one and still be preferred."""
 
-_DRAIN_S = 1.0
+_DRAIN_S = 3.0
 """How long an operator's stop may take because of what still waits; the rest is counted."""
 
 _EXPECTED_QOS = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=_DEPTH)
@@ -147,7 +147,7 @@ class RawTopics:
         return self._arrivals.at(time.time_ns())
 
     def drain(self, end_ns: int) -> list[str]:
-        """Hands over what arrived until an instant and still waits, in at most a second.
+        """Hands over what arrived until an instant and still waits, in at most three seconds.
 
         Returns:
             Topics on which that was not enough.
