@@ -238,7 +238,7 @@ def fail(what: str, output: str) -> NoReturn:
         raise SetupError(
             f"{what}: no network. Connect this machine and repeat the command\n({LOG})"
         )
-    tail = "\n".join(f"    {line}" for line in output.splitlines()[-15:])
+    tail = "\n".join(f"    {line[:200]}" for line in output.splitlines()[-15:])
     raise SetupError(f"{what}\n{tail}\nEverything that was said is in {LOG}")
 
 

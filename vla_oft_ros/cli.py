@@ -7,6 +7,7 @@ well. Nodes are not started from here but by `ros2 run`, `ros2 launch` or the de
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -30,13 +31,13 @@ and a policy that comes with the package did its task at least once, if it had t
 _MAKE_CHECKPOINT = """\
 Writes a small random OFT+ checkpoint (a few million parameters) in the official layout, tokenizer
 included: the whole forward pass without weights from anywhere. Its policy moves the arms gently
-around the start pose and knows no task."""
+around the start pose and knows no task. Ends with 0 once it is written."""
 
 _VIEW = """\
 Lets the simulated robot work, asks the policy with token pruning as a node would, and writes a
 picture of the three cameras: what was seen, and which patches were kept after each stage and why.
-Needs no ROS. With the random policy of the demo the picture shows the mechanism, not a skill.
-Ends with 0 once the picture is written."""
+Needs no ROS. With a random policy the picture shows the mechanism and no sense. Ends with 0 once
+the picture is written."""
 
 _CHECK = """\
 Looks at this machine: Python, ROS 2, messages, torch and GPU, MuJoCo and OpenGL, memory, disk,
@@ -47,10 +48,13 @@ simulated demo needs is missing."""
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
     parser = argparse.ArgumentParser(
-        prog="vla_oft", description="OpenVLA-OFT+ with SpecPrune on a bimanual ALOHA under ROS 2."
+        prog="vla_oft",
+        description="OpenVLA-OFT+ with SpecPrune on a bimanual ALOHA under ROS 2.",
+        epilog="Begin with `vla_oft demo`. What a command does, needs and writes: vla_oft COMMAND "
+        "--help.",
     )
     parser.add_argument("--version", action="version", version=f"vla_oft_ros {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 
     demo = _add(
         commands,
@@ -72,7 +76,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="what the robot shall do (default: what the simulated task asks for)",
     )
     demo.add_argument(
-        "--device", default="auto", help="torch device of the policy (default: auto)"
+        "--device",
+        default="auto",
+        help="torch device of the policy: auto, cpu, cuda (default: auto)",
     )
     demo.add_argument(
         "--seed",
@@ -82,7 +88,10 @@ def build_parser() -> argparse.ArgumentParser:
         "below 10000 (default: 10000)",
     )
     demo.add_argument(
-        "--output", type=Path, default=Path("demo_output"), help="folder for figures and pictures"
+        "--output",
+        type=Path,
+        default=Path("demo_output"),
+        help="folder for figures, video and pictures (default: demo_output)",
     )
     demo.add_argument(
         "--config-dir", type=Path, help="folder of the YAML files (default: the shipped ones)"
@@ -108,13 +117,20 @@ def build_parser() -> argparse.ArgumentParser:
     view = _add(commands, "view", "a picture of which parts of the images the policy keeps", _VIEW)
     view.add_argument("picture", type=Path, help="PNG file to write")
     view.add_argument(
-        "--checkpoint", type=Path, help="checkpoint directory (default: a small random one)"
+        "--checkpoint",
+        help="checkpoint directory, shipped:<name>, or random for a small random one (default: "
+        "shipped:aloha_sim_transfer_cube)",
     )
-    view.add_argument("--device", default="auto", help="torch device (default: auto)")
+    view.add_argument("--device", default="auto", help="auto, cpu, cuda (default: auto)")
     view.add_argument(
-        "--inferences", type=int, default=4, help="passes of the policy; the last is shown"
+        "--inferences",
+        type=int,
+        default=4,
+        help="passes of the policy; the last is shown (default: 4)",
     )
-    view.add_argument("--seed", type=int, default=0, help="seed of cube pose and random policy")
+    view.add_argument(
+        "--seed", type=int, default=0, help="of cube pose and random policy (default: 0)"
+    )
     view.set_defaults(run=_run_view)
 
     check = _add(commands, "check", "look at this machine and say what to do", _CHECK)
@@ -208,16 +224,18 @@ def _run_view(arguments: argparse.Namespace, console: Console) -> int:
     from vla_oft_ros.config import PolicyConfig, PruningConfig
     from vla_oft_ros.model.small_checkpoint import make_random_checkpoint
     from vla_oft_ros.policy import load_policy
+    from vla_oft_ros.shipped_policies import DEMO_POLICY
     from vla_oft_ros.token_view import write_token_view
 
     if arguments.inferences < 1:
         raise ValueError(f"--inferences: expected at least 1; got {arguments.inferences}")
     with TemporaryDirectory() as made:
-        directory = arguments.checkpoint or Path(made) / "checkpoint"
-        if arguments.checkpoint is None:
-            make_random_checkpoint(directory, seed=arguments.seed)
+        checkpoint = arguments.checkpoint or DEMO_POLICY
+        if checkpoint == "random":
+            checkpoint = str(Path(made) / "checkpoint")
+            make_random_checkpoint(Path(checkpoint), seed=arguments.seed)
         config = PolicyConfig(
-            checkpoint_dir=str(directory),
+            checkpoint_dir=checkpoint,
             device=arguments.device,
             pruning=PruningConfig(method="specprune"),
         )
@@ -263,7 +281,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 0 done, 1 done but not well, 2 for a mistake of the user.
     """
-    parsed = build_parser().parse_args(arguments)
+    parser = build_parser()
+    parsed = parser.parse_args(arguments)
+    if parsed.command is None:
+        parser.print_help(sys.stderr)
+        sys.exit(EXIT_BAD_INPUT)
     try:
         return int(parsed.run(parsed, Console(highlight=False)))
     except (ValueError, OSError) as error:

@@ -38,9 +38,14 @@ def add_evaluation_command(add: Callable[[str, str, str], argparse.ArgumentParse
     option("checkpoint", help="checkpoint directory, shipped:<name>, or oracle")
     option("--episodes", type=int, default=50, help="how many (default: 50)")
     option("--seed", type=int, default=10_000, help="of the first episode (default: 10000)")
-    option("--task", default="transfer_cube", help="default: transfer_cube")
+    option("--task", default="transfer_cube", help="or pick_cube (default: transfer_cube)")
     option("--instruction", default="", help="what the policy hears (default: what is asked for)")
-    option("--join", default="latency_matched_blend", help="of chunks (default: %(default)s)")
+    option(
+        "--join",
+        default="latency_matched_blend",
+        help="how a new chunk follows the old one: queue.join of the controller (default: "
+        "latency_matched_blend)",
+    )
     option(
         "--execute-steps",
         type=int,
@@ -48,11 +53,34 @@ def add_evaluation_command(add: Callable[[str, str, str], argparse.ArgumentParse
         help="control steps from question to question (default: 15); with the join sync a chunk "
         "is played to its end",
     )
-    option("--latency-ms", type=float, default=0.0, help="of an inference (default: 0)")
-    option("--pruning", default="none", help="method: none, specprune, … (default: none)")
-    option("--alpha", type=float, default=0.8, help="factor of the set sizes (default: 0.8)")
-    option("--mode", default="action_aware", help="or coarse, fine (default: action_aware)")
-    option("--sight", default="own", help="or the controls blank, other (default: own)")
+    option(
+        "--latency-ms",
+        type=float,
+        default=0.0,
+        help="simulated time from images to their chunk (default: 0)",
+    )
+    option(
+        "--pruning",
+        default="none",
+        help="token pruning: none, specprune, random, fastv, divprune (default: none)",
+    )
+    option(
+        "--alpha",
+        type=float,
+        default=0.8,
+        help="specprune's α: less keeps fewer patches (default: 0.8)",
+    )
+    option(
+        "--mode",
+        default="action_aware",
+        help="patches kept: fewer in coarse motion (action_aware), or as if it always were coarse "
+        "or fine (default: action_aware)",
+    )
+    option(
+        "--sight",
+        default="own",
+        help="images: own, or as a control blank (grey) or other (of another cube) (default: own)",
+    )
     option("--diffusion-steps", type=int, default=50, help="of a diffusion policy (default: 50)")
     option("--device", default="auto", help="torch device (default: auto)")
     option("--workers", type=int, default=1, help="processes (default: 1)")

@@ -53,7 +53,9 @@ def add_replay_command(add: Callable[[str, str, str], argparse.ArgumentParser]) 
         "--speed", type=float, default=1.0, help="robot: 0.5 is half as fast (default: 1)"
     )
     replay.add_argument(
-        "--controller", default="/controller_node", help="robot: its name (default: %(default)s)"
+        "--controller",
+        default="/controller_node",
+        help="robot: its name (default: /controller_node)",
     )
     replay.add_argument("--yes", action="store_true", help="robot: do not ask")
     replay.set_defaults(run=_run_replay)

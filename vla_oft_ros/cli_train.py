@@ -65,7 +65,10 @@ def add_training_commands(
 
     train = add("train", "fine-tune a policy on demonstrations", _TRAIN)
     train.add_argument(
-        "--config", type=Path, help="YAML file of settings (default: the shipped finetune.yaml)"
+        "--config",
+        type=Path,
+        help="YAML file of settings, or the name of a shipped one, such as finetune_small.yaml "
+        "(default: finetune.yaml)",
     )
     train.add_argument(
         "--set",
@@ -103,10 +106,12 @@ def _run_make_demos(arguments: argparse.Namespace, console: Console) -> int:
 
 def _run_train(arguments: argparse.Namespace, console: Console) -> int:
     from vla_oft_ros.config import FinetuneConfig, config_dir, load_tool_config
-    from vla_oft_ros.train.finetune import finetune
 
     path = _shipped(arguments.config or Path("finetune.yaml"), config_dir())
-    finetune(load_tool_config(FinetuneConfig, path, arguments.overrides), console)
+    settings = load_tool_config(FinetuneConfig, path, arguments.overrides)
+    from vla_oft_ros.train.finetune import finetune  # seconds of imports: after the settings
+
+    finetune(settings, console)
     return 0
 
 
