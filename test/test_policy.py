@@ -9,8 +9,9 @@ import pytest
 import torch
 from golden_cases import Case, make_variant
 
+from vla_oft_ros.action_aware import MotionScale
 from vla_oft_ros.aloha import CAMERAS, example_observation, load_profile, position_limits
-from vla_oft_ros.config import PolicyConfig, PreprocessingConfig
+from vla_oft_ros.config import ConfigError, PolicyConfig, PreprocessingConfig
 from vla_oft_ros.model.action_head import HeadKind
 from vla_oft_ros.model.small_checkpoint import SmallSize, make_random_checkpoint
 from vla_oft_ros.policy import Policy, load_policy
@@ -176,6 +177,28 @@ def test_cameras_can_be_renamed(tiny_dir: Path, observation: Observation) -> Non
     actions = load_policy(config).infer(renamed).actions
     plain = load_policy(PolicyConfig(checkpoint_dir=str(tiny_dir), device="cpu"))
     np.testing.assert_array_equal(actions, plain.infer(observation).actions)
+
+
+def test_rows_of_a_chunk_are_as_far_apart_as_the_control_rate_says(
+    tiny_dir: Path, observation: Observation
+) -> None:
+    config = PolicyConfig(checkpoint_dir=str(tiny_dir), device="cpu")
+    assert load_policy(config, control_rate_hz=50.0).infer(observation).dt_ns == 20_000_000
+
+
+def test_speeds_are_measured_against_the_data_set_that_the_checkpoint_tells_of(
+    policy: Policy,
+) -> None:
+    def with_scale(told: object) -> Policy:
+        statistics = {**policy.checkpoint.statistics, "motion_per_step": told}
+        return Policy(replace(policy.checkpoint, statistics=statistics), dt_ns=40_000_000)
+
+    told = {"translation_m": 0.5, "rotation_rad": 0.25}
+    assert with_scale(told).motion_scale == MotionScale(translation_m=0.5, rotation_rad=0.25)
+    assert with_scale({}).motion_scale == MotionScale()
+    for wrong in ({"translation_m": 0.5}, {**told, "rotation_rad": -1.0}, 7):
+        with pytest.raises(ConfigError, match="motion_per_step: expected"):
+            _ = with_scale(wrong).motion_scale
 
 
 def test_policy_knows_the_robot_it_was_trained_for(policy: Policy) -> None:
