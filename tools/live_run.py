@@ -146,7 +146,7 @@ class _Photographer:
             self.best, self._best_worth = scene, worth
 
     def _on_frame(self, camera: str, message: Image) -> None:
-        if self._attempts.phase is not Phase.ACTING:
+        if self._attempts.phase is not Phase.ACTING or not self._answers:
             self.tiles.clear()
             return
         tiles = self._pending[stamp_from_msg(message.header.stamp)]

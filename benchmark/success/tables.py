@@ -78,12 +78,6 @@ class Table:
 def pruning_table(given: Given) -> Table:
     """Ways to drop visual tokens (SpecPrune-VLA, Tables 1, 3, 4 and 11), and two controls."""
     dense = given.policy("checkpoint")
-    if given.loop.queue.join == "sync" and given.loop.latency_ms > 0.0:
-        raise ConfigError(
-            f"--latency-ms: expected 0 with --join sync for the table pruning; got "
-            f"{given.loop.latency_ms:g}. SpecPrune forgets what is older than a chunk, so that "
-            "every inference would be dense"
-        )
     sizes = model_sizes(dense)
     spec = PruningConfig(method="specprune")
     plan = plan_of(spec, sizes)

@@ -358,13 +358,6 @@ def test_names_and_keys_of_a_table_are_its_own(checkpoint: Path, shallow: Path) 
         (["--table", "joins", "--checkpoint", "HERE", "--workers", "0"], "workers"),
         (["--table", "joins", "--checkpoint", "HERE", "--write", "HERE/config.json"], "--write"),
         (["--table", "joins", "--checkpoint", "HERE", "--json", "nowhere/x.json"], "--json"),
-        (
-            [
-                *("--table", "pruning", "--checkpoint", "HERE"),
-                *("--join", "sync", "--latency-ms", "100"),
-            ],
-            "would be dense",
-        ),
     ],
 )
 def test_a_mistake_is_told_before_anything_is_run(
