@@ -195,8 +195,15 @@ def test_a_blind_policy_sees_grey_and_another_sight_is_of_another_cube(
     world: AlohaWorld, calibration: GripperCalibration
 ) -> None:
     blind = Witness(Still(), CAMERAS)
-    run_episode(world, PROFILE, blind, LoopSetting(sight="blank", time_limit_s=0.2))
-    assert all(np.ptp(image) == 0 for image in blind.seen[0].images.values())
+    setting = LoopSetting(sight="blank", execute_steps=11, looks_back=True, time_limit_s=0.6)
+    run_episode(world, PROFILE, blind, setting)
+    for observation in blind.seen:
+        references = observation.reference_images
+        assert references is not None
+        shown = [*observation.images.values(), *references.values()]
+        assert all(image is None or np.ptp(image) == 0 for image in shown)
+    # What it is compared with is no sight either.
+    assert all(image is not None for image in (blind.seen[-1].reference_images or {}).values())
 
     other = AlohaWorld(calibration, width_px=160, height_px=120)
     other.reset(seed=77)
