@@ -51,6 +51,9 @@ def test_still_dimension_is_minus_one_at_inference_and_zero_in_training() -> Non
 
 def test_unmasked_dimension_passes_through() -> None:
     assert unnormalize(np.array([0.0, 0.0, 0.0, 0.123]), STATS)[3] == 0.123
+    still = NormStats(lower=np.zeros(2), upper=np.zeros(2), mask=np.array([True, False]))
+    trained = normalize(np.array([0.5, 0.5]), still, still_to_zero=True)
+    assert trained.tolist() == [0.0, 0.5]  # also one that never moved, as an open gripper
 
 
 @pytest.mark.parametrize("function", [normalize, unnormalize])
