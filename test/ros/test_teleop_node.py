@@ -177,6 +177,11 @@ def test_the_operator_of_several_cubes_waits_to_be_told_which_one_is_meant(
     assert "object_poses/blue_cube where the cube is" in demonstrate().message
     place["blue_cube"].publish(pose_to_msg(CUBE, 1, "world"))
     graph.until(lambda: demonstrate().success, "the blue cube")
+    phases = graph.hear(String, "teleop_node/phase", LATCHED)
+    graph.until(lambda: phases and phases[-1].data == "demonstrating", "the demonstration")
+    say.publish(String(data="pick up the green cube"))  # which nobody has seen
+    graph.until(lambda: phases[-1].data == "waiting", "the end of it")
+    assert "object_poses/green_cube where the cube is" in demonstrate().message
 
 
 def test_a_pose_comes_back_from_its_message() -> None:

@@ -149,7 +149,13 @@ class TeleopNode(Node):
         """What leaders and operator do at one instant."""
         phase = self._operator.phase
         # Asked for anew at every tick: an operator who is still looking follows what is said.
-        cube = self._meant_cube() if phase is self._busy else np.zeros(3)
+        cube = np.zeros(3)
+        if phase is self._busy:
+            try:
+                cube = self._meant_cube()
+            except ValueError as error:
+                self.get_logger().error(f"the demonstration ends: {error}")
+                self._operator.rest()
         positions = self._operator.positions(stamp_ns, cube)
         targets = []
         for arm, publisher in zip(ARMS, self._leader_publishers, strict=True):
