@@ -304,3 +304,10 @@ def test_a_class_that_is_not_permitted_is_a_warning_with_what_to_do(
     assert len(problems) == 2
     assert all("limits.d" in problem for problem in problems)
     assert "SCHED_FIFO 50" in problems[0]
+
+
+def test_taking_the_arms_over_moves_no_gripper(make_bench: Callable[..., Bench]) -> None:
+    robot = (bench := make_bench()).robot
+    bench.graph.until(lambda: len(robot.told) > 5, "the first targets")
+    # The scale of observations is another one than that of targets: half closed is 0.52 on it.
+    np.testing.assert_allclose(robot.told[:5], np.tile(START, (5, 1)), atol=1e-6)

@@ -80,6 +80,7 @@ class ControllerNode(ManagedNode):
                 f"(vx300s); got arm_model {profile.arm_model!r}. Nothing can keep them safe; use "
                 "shadow: true, or another profile"
             )
+        self._profile = profile
         self._dt_ns = round(1e9 / config.control_rate_hz)
         limits = config.safety
         if config.shadow:
@@ -204,7 +205,7 @@ class ControllerNode(ManagedNode):
     def _on_joints(self, arm: str, stamp_ns: int, qpos: np.ndarray) -> None:
         # Age counts from arrival: the stamp is of another clock, and a driver that repeats a
         # stale reading under a fresh stamp is caught by the tracking error.
-        self._measured[arm] = (self.now_ns(), qpos)
+        self._measured[arm] = (self.now_ns(), self._profile.holding_target(qpos))
 
     def _newest_joints(self) -> tuple[np.ndarray | None, int | None]:
         if len(self._measured) < len(ARMS):
@@ -289,6 +290,8 @@ class ControllerNode(ManagedNode):
         now_ns = self.now_ns()
         self._ticks += 1
         decision = self._gate.check(self._wanted(now_ns), *self._with_now(now_ns))
+        if decision.waits:
+            self._queue.hold(now_ns, decision.target)
         if decision.target is not None:
             self._tell_robots(decision.target, now_ns)
             sent_ns = time.time_ns()
