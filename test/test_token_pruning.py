@@ -218,7 +218,7 @@ def test_rivals_that_start_dense_keep_as_many_tokens_as_specprune_in_every_infer
     checkpoint_dir: Path, policy: Policy, method: str
 ) -> None:
     rival = policy_with(checkpoint_dir, method=method, rivals_start_dense=True)
-    stamps = [0, 15, 30, 30 + 26, 30 + 27]  # ticks; the fourth comes too late to go on from
+    stamps = [0, 15, 30, 30 + 51, 30 + 52]  # ticks; the fourth comes too late to go on from
     for episode in range(2):
         policy.reset()
         rival.reset()
