@@ -2,7 +2,7 @@
 PYTHON ?= python3
 SECONDS ?= 30
 EPISODES ?= 10
-CHECKPOINT ?= shipped:aloha_sim_transfer_cube
+POLICY := $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT))
 RUN := $(PYTHON) tools/ros_env.py
 
 .PHONY: help setup demo record-demo test bench docs pictures lint format clean
@@ -14,7 +14,7 @@ setup: ## everything the others need, once: .venv, pinned packages, messages, Op
 	@$(PYTHON) tools/setup_env.py
 
 demo: setup ## a policy (CHECKPOINT=DIR: yours) moves a simulated ALOHA, for SECONDS=30 of simulated time
-	$(RUN) vla_oft demo --seconds $(SECONDS) --checkpoint $(CHECKPOINT)
+	$(RUN) vla_oft demo --seconds $(SECONDS) $(POLICY)
 
 record-demo: setup ## scripted demonstrations of the simulated ALOHA as bags, EPISODES=10 of them
 	$(RUN) vla_oft record-demo --episodes $(EPISODES)
@@ -29,7 +29,7 @@ docs: setup ## docs/reference/, written from the code
 	$(RUN) python tools/make_docs.py
 
 pictures: setup ## docs/pictures/, taken from a live simulated run of CHECKPOINT
-	$(RUN) python tools/make_pictures.py --checkpoint $(CHECKPOINT)
+	$(RUN) python tools/make_pictures.py $(POLICY)
 
 lint: setup ## ruff and mypy
 	$(RUN) ruff check .

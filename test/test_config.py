@@ -26,6 +26,7 @@ from vla_oft_ros.config import (
     default_of,
     doc,
     flat_fields,
+    flatten,
     from_mapping,
     load_node_config,
     load_yaml,
@@ -73,16 +74,6 @@ class Outer:
         check_fields(self)
 
 
-def flat(values: dict, prefix: str = "") -> dict:
-    """Dotted names; inverse of `nest`."""
-    found = {}
-    for key, value in values.items():
-        found |= (
-            flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-        )
-    return found
-
-
 def test_every_parameter_file_has_a_class_and_every_class_a_file() -> None:
     assert {path.name for path in config_dir().glob("*.yaml")} == {*NODES, PROFILES, *TRAININGS}
 
@@ -94,7 +85,7 @@ def test_a_parameter_file_has_every_key_of_its_class_and_no_other(name: str) -> 
     assert list(content) == [f"/**/{node}"]
     assert list(content[f"/**/{node}"]) == ["ros__parameters"]
     section = node_section(config_dir() / name, node, in_namespace=True)
-    assert set(flat(section)) == {key for key, *_ in flat_fields(cls)}
+    assert set(flatten(section)) == {key for key, *_ in flat_fields(cls)}
 
 
 @pytest.mark.parametrize("name", NODES)
@@ -221,7 +212,7 @@ names = st.sampled_from("abc")
 
 @given(st.dictionaries(names, st.integers() | st.dictionaries(names, st.integers(), min_size=1)))
 def test_nesting_undoes_flattening(values: dict) -> None:
-    assert nest(flat(values)) == values
+    assert nest(flatten(values)) == values
 
 
 @given(st.floats())

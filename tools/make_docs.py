@@ -27,6 +27,7 @@ from vla_oft_ros.config import (
     config_dir,
     default_of,
     flat_fields,
+    flatten,
     load_yaml,
     node_section,
 )
@@ -83,17 +84,13 @@ def shipped_values(name: str) -> dict[str, Any]:
     """Dotted parameter → value of one node in the shipped YAML files."""
     for path in sorted(config_dir().glob("*.yaml")):
         if f"/**/{name}" in load_yaml(path):
-            return {"": path.name, **dict(flatten(node_section(path, name)))}
+            return {"": path.name, **_shown(node_section(path, name))}
     return {"": ""}
 
 
-def flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted names of nested mappings."""
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, [] if value == [""] else value
+def _shown(nested: dict[str, Any]) -> dict[str, Any]:
+    """Dotted names; ROS 2 knows no empty list of texts, so that files say [""] for it."""
+    return {name: [] if value == [""] else value for name, value in flatten(nested).items()}
 
 
 def type_text(kind: Any) -> str:
@@ -161,7 +158,7 @@ def parameters_page() -> str:
         parts.append(parameter_table(cls, shipped))
     where = "File: `config/finetune.yaml`; `--set NAME=VALUE` overrides one."
     parts += ["## vla_oft train", prose(f"{first_paragraph(FinetuneConfig.__doc__)} {where}")]
-    finetune = dict(flatten(load_yaml(config_dir() / "finetune.yaml")))
+    finetune = _shown(load_yaml(config_dir() / "finetune.yaml"))
     parts.append(parameter_table(FinetuneConfig, {"": "finetune.yaml", **finetune}))
     where = "One section each of `config/aloha.yaml`; nodes choose one by their `profile`."
     parts += ["## Robot profiles", prose(f"{first_paragraph(RobotProfile.__doc__)} {where}")]

@@ -21,7 +21,7 @@ from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import TextSubstitution
 from launch_ros.actions import Node, PushROSNamespace
 
-from vla_oft_ros.config import config_dir, load_yaml, node_section
+from vla_oft_ros.config import config_dir, flatten, load_yaml, node_section
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "launch").glob("*.launch.py"))
@@ -109,13 +109,13 @@ class Launched:
                 for section, content in load_yaml(Path(words[place + 1])).items():
                     read = ("/**", f"/**/{name}", self.nodes[name].node_name)
                     assert section in read, f"{words[place + 1]}: {section}"
-                    merged |= flat(content["ros__parameters"])
+                    merged |= flatten(content["ros__parameters"])
         return merged
 
 
 def shipped(name: str) -> dict[str, object]:
     """What the shipped file of a node says."""
-    return flat(node_section(config_dir() / f"{name.removesuffix('_node')}.yaml", name))
+    return flatten(node_section(config_dir() / f"{name.removesuffix('_node')}.yaml", name))
 
 
 def edited_config(folder: Path, old: str, new: str) -> Path:
@@ -124,12 +124,3 @@ def edited_config(folder: Path, old: str, new: str) -> Path:
         text = path.read_text(encoding="utf-8")
         (folder / path.name).write_text(text.replace(old, new), encoding="utf-8")
     return folder
-
-
-def flat(values: dict, prefix: str = "") -> dict:
-    found = {}
-    for key, value in values.items():
-        found |= (
-            flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-        )
-    return found

@@ -177,6 +177,15 @@ def default_of(item: Field[Any]) -> Any:
     return None if item.default_factory is MISSING else item.default_factory()
 
 
+def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Turns nested mappings into dotted names: {'a': {'b': 1}} → {'a.b': 1}."""
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        name = f"{prefix}{key}"
+        flat |= flatten(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return flat
+
+
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
     """Turns dotted names into nested mappings: {'a.b': 1} → {'a': {'b': 1}}."""
     nested: dict[str, Any] = {}

@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from vla_oft_ros.aloha import RobotProfile
-from vla_oft_ros.config import ConfigError
+from vla_oft_ros.config import ConfigError, flatten
 from vla_oft_ros.data.bag_recovery import annotate_bag, recover_bag
 from vla_oft_ros.data.bag_writer import METADATA_FILE, to_yaml
 
@@ -137,7 +137,7 @@ class EpisodeFolder:
             known = yaml.safe_load(file.read_text(encoding="utf-8"))
         except (OSError, yaml.YAMLError) as error:
             raise ConfigError(f"{file}: expected what all episodes share; {error}") from None
-        flat, had = _flat(facts), _flat(known if isinstance(known, dict) else {})
+        flat, had = flatten(facts), flatten(known if isinstance(known, dict) else {})
         different = [
             f"{key} {had.get(key)!r} (now {flat.get(key)!r})"
             for key in sorted({*flat, *had})
@@ -172,14 +172,3 @@ def dataset_facts(
             for name, value in robot.items()
         },
     }
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        found |= (
-            _flat(value, f"{prefix}{key}.")
-            if isinstance(value, dict)
-            else {f"{prefix}{key}": value}
-        )
-    return found

@@ -202,11 +202,9 @@ def end_together(nodes: Sequence[Node]) -> list[Action]:
     Returns:
         The nodes, and what ends the launch with the first of them.
     """
+    end = EmitEvent(event=Shutdown(reason="a node ended"))
     ends = [
-        RegisterEventHandler(
-            OnProcessExit(target_action=node, on_exit=[EmitEvent(event=Shutdown(reason=reason))])
-        )
-        for node, reason in ((node, "a node ended") for node in nodes)
+        RegisterEventHandler(OnProcessExit(target_action=node, on_exit=[end])) for node in nodes
     ]
     return [*nodes, *ends]
 
