@@ -63,7 +63,7 @@ def test_every_parameter_of_every_node_is_on_its_page(make_docs: ModuleType) -> 
             if not isinstance(section, dict) or "ros__parameters" not in section:
                 continue
             part = page.split(f"\n## {node.removeprefix('/**/')}\n")[1].split("\n## ")[0]
-            for name, _ in make_docs.flatten(section["ros__parameters"]):
+            for name in make_docs.flatten(section["ros__parameters"]):
                 assert f"| `{name}` |" in part, f"{node}: {name} is missing on parameters.md"
 
 
