@@ -18,6 +18,7 @@ import argparse
 import json
 import shlex
 import sys
+import tempfile
 from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
@@ -98,7 +99,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             console.print(f"{name:<9} {(make.__doc__ or '').splitlines()[0]}", markup=False)
         return 0
     try:
-        return _run(options, parser, console)
+        with tempfile.TemporaryDirectory(prefix="closed_loop_") as scratch:
+            return _run(options, parser, console, Path(scratch))
     except (ValueError, OSError) as error:
         errors.print(f"closed_loop: {error}", markup=False, soft_wrap=True)
         return BAD_INPUT
@@ -156,7 +158,9 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(options: argparse.Namespace, parser: argparse.ArgumentParser, console: Console) -> int:
+def _run(
+    options: argparse.Namespace, parser: argparse.ArgumentParser, console: Console, scratch: Path
+) -> int:
     if options.episodes < 1 or options.seed < 0:
         raise ConfigError(
             "expected at least one episode and no negative seed; got --episodes "
@@ -166,7 +170,7 @@ def _run(options: argparse.Namespace, parser: argparse.ArgumentParser, console: 
         check_document(options.write, options.table)
     if options.json and not options.json.absolute().parent.is_dir():
         raise ConfigError(f"--json: expected a file in a folder that exists; got {options.json}")
-    table = TABLES[options.table](given(options))
+    table = TABLES[options.table](given(options, scratch))
     run = Run(table, range(options.seed, options.seed + options.episodes))
     try:
         run.finish(options.output, options.workers, console)
@@ -189,10 +193,11 @@ def _run(options: argparse.Namespace, parser: argparse.ArgumentParser, console: 
     return 0
 
 
-def given(options: argparse.Namespace) -> Given:
+def given(options: argparse.Namespace, scratch: Path) -> Given:
     """What the command line says about policies and how they are run."""
     return Given(
         checkpoints={name: getattr(options, name.replace("-", "_")) for name in CHECKPOINTS},
+        scratch=scratch,
         device=options.device,
         loop=LoopSetting(
             queue=ChunkQueueConfig(join=options.join),

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
+from success.deepened import write_deepened
 from vla_oft_ros.config import ChunkQueueConfig, ConfigError, PolicyConfig, PruningConfig
 from vla_oft_ros.evaluation import Condition, checkpoint_identity
 from vla_oft_ros.model.action_head import HeadKind
 from vla_oft_ros.model.checkpoint import plan_checkpoint
 from vla_oft_ros.model.checkpoint_record import CheckpointRecord
-from vla_oft_ros.model.pruning_plan import PruningPlan
+from vla_oft_ros.model.pruning_plan import PAPER_LAYERS, PruningPlan
 from vla_oft_ros.model.vla import ModelConfig
 from vla_oft_ros.shipped_policies import checkpoint_path
 from vla_oft_ros.sim.loop_setting import LoopSetting
@@ -25,6 +27,9 @@ JOINS = ("sync", ChunkQueueConfig.join)
 LATENCIES_MS = (0.0, 100.0, 321.0)
 """321 ms is the figure of OpenVLA-OFT's paper for three cameras."""
 DIFFUSION_STEPS = (50, 20, 10, 5, 2, 1)
+_SHALLOWEST = 4
+"""Layers that a network needs so that with one more two lie between static pruning and a dynamic
+stage with a layer after it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +40,11 @@ class Given:
         checkpoints: Option without dashes → directory or shipped:<name>; empty if not given.
         device: Torch device.
         loop: How policies are run where a table does not say otherwise.
+        scratch: Where a table may put checkpoints that it makes; they are read while it runs.
     """
 
     checkpoints: Mapping[str, str]
+    scratch: Path
     device: str = "auto"
     loop: LoopSetting = field(default_factory=LoopSetting)
 
@@ -109,6 +116,8 @@ def pruning_table(given: Given) -> Table:
         row(f"α = 0.8, always {mode.value}", replace(looking_back, mode=mode.value), spec)
         for mode in (coarse, fine)
     ]
+    if not _weights_matter(plan) and plan.depth >= _SHALLOWEST:
+        rows += _rows_of_weights(row("", looking_back), plan.depth, same_count, given.scratch)
     rows += [
         row("control: blank images", replace(given.loop, sight="blank")),
         replace(row("control: shuffled weights", given.loop), shuffled=True),
@@ -266,6 +275,27 @@ def _tokens(given: Given, *options: str) -> int:
     return counts.pop() if len(counts) == 1 else 0
 
 
+def _rows_of_weights(
+    like: Condition, depth: int, pruning: PruningConfig, scratch: Path
+) -> Iterator[Condition]:
+    """Both weights of importance, in the network with one layer more, which changes nothing."""
+    assert like.policy is not None
+    directory = scratch / "deepened"
+    if not directory.is_dir():
+        source = checkpoint_path(like.policy.checkpoint_dir)
+        write_deepened(source, directory, layer=depth - 1)
+    stage = PAPER_LAYERS * depth // (depth + 1)  # after layer `depth`: settings count of 32
+    pruning = replace(pruning, static_layer=1, local_layers=(1,), dynamic_layers=(stage,))
+    for weights in ("entropy", "uniform"):
+        policy = replace(
+            like.policy,
+            checkpoint_dir=str(directory),
+            pruning=replace(pruning, layer_weights=weights),
+        )
+        name = f"α = 0.8, {weights} weights, {depth + 1} layers"
+        yield replace(like, name=name, policy=policy)
+
+
 def _weights_matter(plan: PruningPlan) -> bool:
     """Whether layers are weighed against each other: one alone scales all tokens alike."""
     return sum(map(plan.is_weighed, range(1, plan.depth + 1))) > 1
@@ -291,11 +321,21 @@ def _layers_notes(plan: PruningPlan) -> Iterator[str]:
             f"{plan.depth} layers, they would follow the last one, or no new one since the stage "
             "before. Layers can be set: pruning.static_layer, local_layers, dynamic_layers."
         )
-    if not _weights_matter(plan):
-        yield (
-            "Uniform instead of entropy weights was not run: they would be the same passes bit "
-            "for bit, since importance sums at most one layer here."
-        )
+    if _weights_matter(plan):
+        return
+    alike = (
+        "Uniform and entropy weights give the same passes bit for bit here, since importance sums "
+        "at most one layer"
+    )
+    if plan.depth < _SHALLOWEST:
+        yield f"{alike}: not run."
+        return
+    yield (
+        f"{alike}. Their two rows run on the same network with one layer more before layer "
+        f"{plan.depth - 1}: its twin, with output projections of zero, so that nothing is "
+        f"changed but what pruning reads. Static pruning follows layer 1, the dynamic stage layer "
+        f"{plan.depth} of {plan.depth + 1}; layers 2 to {plan.depth - 1} are weighed."
+    )
 
 
 def _counts_note(plan: PruningPlan) -> str:

@@ -21,7 +21,9 @@ pytest.importorskip("torch", reason="torch is not installed")
 sys.path.append(str(Path(__file__).parents[2] / "benchmark"))
 
 import closed_loop
+import torch
 from success import report, tables
+from success.deepened import write_deepened
 from success.tables import TABLES, Given, Table, model_sizes, plan_of
 
 from vla_oft_ros.config import PolicyConfig
@@ -29,7 +31,9 @@ from vla_oft_ros.evaluation import Condition, Station, condition_key, read_episo
 from vla_oft_ros.model.action_head import HeadKind
 from vla_oft_ros.model.engine_request import Request
 from vla_oft_ros.model.engine_run import Engine
+from vla_oft_ros.model.llm import Rotary
 from vla_oft_ros.model.small_checkpoint import SmallSize, make_random_checkpoint
+from vla_oft_ros.policy import load_policy
 from vla_oft_ros.sim.loop_setting import EpisodeResult
 from vla_oft_ros.sim.success_rate import wilson_interval
 from vla_oft_ros.sim.tasks import PICK_CUBE
@@ -39,6 +43,7 @@ pytestmark = pytest.mark.sim
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs" / "results.md"
+WEIGHTS = ("entropy", "uniform")
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +61,10 @@ def shallow(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def table_of(checkpoint: Path, name: str = "pruning") -> Table:
-    return TABLES[name](Given(checkpoints={"checkpoint": str(checkpoint)}, device="cpu"))
+    given = Given(
+        checkpoints={"checkpoint": str(checkpoint)}, scratch=checkpoint.parent, device="cpu"
+    )
+    return TABLES[name](given)
 
 
 def made_up(condition: Condition, seed: int) -> EpisodeResult:
@@ -220,7 +228,11 @@ def test_rows_that_are_to_keep_as_many_tokens_as_specprune_have_its_budgets(
         sizes = model_sizes(spec)
         budgets = plan_of(spec.pruning, sizes).budgets
         assert budgets[MotionMode.COARSE] < budgets[MotionMode.FINE] < 192
-        alike = [each for name, each in rows.items() if "α = 0.8" in name]
+        alike = [
+            each
+            for name, each in rows.items()
+            if "α = 0.8" in name and not name.endswith("5 layers")
+        ]
         assert len(alike) == 8
         for each in alike:
             assert each.policy is not None
@@ -234,14 +246,57 @@ def test_what_a_shallow_network_cannot_compare_is_said(checkpoint: Path, shallow
     deep, flat = table_of(checkpoint), table_of(shallow)
     names = [[each.name for each in table.conditions] for table in (deep, flat)]
     assert "α = 0.8, uniform weights" in names[0]
-    assert not any("uniform" in name for name in names[1])
+    assert "α = 0.8, uniform weights" not in names[1]
+    assert names[1][-4:-2] == [f"α = 0.8, {word} weights, 5 layers" for word in WEIGHTS]
     assert "α = 0.8, static after 1, dynamic after 3" in names[1]
     assert "layers 4, 7" in deep.notes[0] and "there is no dynamic stage" in flat.notes[0]
-    assert any("Uniform" in note and "not run" in note for note in flat.notes)
+    assert any("one layer more before layer 3" in note for note in flat.notes)
     early = next(each.policy for each in flat.conditions if "static after 1" in each.name)
     assert early is not None
     plan = plan_of(early.pruning, model_sizes(early))
     assert (plan.static_layer, plan.dynamic_layers) == (1, (3,))
+
+
+def test_weights_are_compared_in_a_network_whose_new_layer_changes_nothing_but_scores(
+    shallow: Path, tmp_path: Path
+) -> None:
+    rows = {each.name: each.policy for each in table_of(shallow).conditions}
+    dense = rows["dense"]
+    assert dense is not None
+    policies = []
+    for word in WEIGHTS:
+        deep = rows[f"α = 0.8, {word} weights, 5 layers"]
+        assert deep is not None and deep.pruning.layer_weights == word
+        plan = plan_of(deep.pruning, model_sizes(deep))
+        assert (plan.static_layer, plan.dynamic_layers) == (1, (4,))
+        assert [layer for layer in range(1, 6) if plan.is_weighed(layer)] == [2, 3]
+        shallow_plan = plan_of(replace(deep.pruning, dynamic_layers=()), model_sizes(dense))
+        assert plan.budgets == shallow_plan.budgets
+        policies.append(deep)
+    one, other = (replace(policy, pruning=dense.pruning) for policy in policies)
+    assert one == other != dense
+    before, after = (
+        load_policy(policy).checkpoint.model.language_model.model for policy in (dense, one)
+    )
+    assert len(after.layers) == len(before.layers) + 1
+    tokens = torch.randn(1, 40, before.config.width)
+    with torch.no_grad():
+        assert torch.equal(before(tokens).hidden, after(tokens).hidden)
+        rotary = Rotary.at(torch.arange(40), before.config.head_dim, 1e4, tokens.dtype)
+        twin, new = before.layers[2](tokens, rotary), after.layers[2](tokens, rotary)
+    assert torch.equal(new.hidden, tokens) and not torch.equal(twin.hidden, tokens)
+    assert torch.equal(new.queries, twin.queries) and torch.equal(new.keys, twin.keys)
+
+
+@pytest.mark.parametrize("broken", ["split", "layer"])
+def test_what_cannot_be_deepened_is_named(shallow: Path, tmp_path: Path, broken: str) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(shallow, source)
+    if broken == "split":
+        (source / "model.safetensors").rename(source / "model-00001-of-00001.safetensors")
+    with pytest.raises(ValueError, match=r"expected a model\.safetensors of at least"):
+        write_deepened(source, tmp_path / "deeper", 5 if broken == "layer" else 2)
+    assert not (tmp_path / "deeper").exists()
 
 
 def test_a_control_with_blank_images_shows_the_network_nothing(
@@ -295,8 +350,10 @@ def kinds(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return {name: str(tmp_path / name) for name in said}
 
 
-def test_language_is_measured_beside_chance_and_deaf_policies(kinds: Mapping[str, str]) -> None:
-    table = TABLES["language"](Given(checkpoints=kinds))
+def test_language_is_measured_beside_chance_and_deaf_policies(
+    kinds: Mapping[str, str], tmp_path: Path
+) -> None:
+    table = TABLES["language"](Given(checkpoints=kinds, scratch=tmp_path))
     rows = {each.name: each for each in table.conditions}
     assert {each.task for each in rows.values()} == {"pick_cube"}
     chance = rows["chance: scripted operator, always told the same"]
@@ -312,8 +369,10 @@ def test_language_is_measured_beside_chance_and_deaf_policies(kinds: Mapping[str
     assert any("33.3 %" in note for note in table.notes)
 
 
-def test_a_diffusion_head_is_measured_in_fewer_and_fewer_steps(kinds: Mapping[str, str]) -> None:
-    table = TABLES["heads"](Given(checkpoints=kinds))
+def test_a_diffusion_head_is_measured_in_fewer_and_fewer_steps(
+    kinds: Mapping[str, str], tmp_path: Path
+) -> None:
+    table = TABLES["heads"](Given(checkpoints=kinds, scratch=tmp_path))
     names = [each.name for each in table.conditions]
     steps = (50, 20, 10, 5, 2, 1)
     assert names == [
@@ -325,7 +384,8 @@ def test_a_diffusion_head_is_measured_in_fewer_and_fewer_steps(kinds: Mapping[st
     assert [each.diffusion_steps for each in policies if each][2:] == list(steps)
     assert not table.notes
     partial = {**kinds, "discrete": ""}
-    assert TABLES["heads"](Given(checkpoints=partial)).notes == ("Not measured: discrete.",)
+    fewer = TABLES["heads"](Given(checkpoints=partial, scratch=tmp_path))
+    assert fewer.notes == ("Not measured: discrete.",)
 
 
 def test_joins_are_measured_at_every_latency(checkpoint: Path) -> None:
