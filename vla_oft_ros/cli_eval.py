@@ -98,7 +98,7 @@ def _run_eval(arguments: argparse.Namespace, console: Console) -> int:
     from rich.progress import track
 
     from vla_oft_ros.config import ChunkQueueConfig, ConfigError, PolicyConfig, PruningConfig
-    from vla_oft_ros.evaluation import Condition, evaluate
+    from vla_oft_ros.evaluation import Condition, condition_key, evaluate
     from vla_oft_ros.sim.loop_setting import EpisodeResult, LoopSetting
     from vla_oft_ros.sim.success_rate import summarize
     from vla_oft_ros.sim.tasks import load_task
@@ -129,6 +129,7 @@ def _run_eval(arguments: argparse.Namespace, console: Console) -> int:
             looks_back=arguments.pruning == "specprune",
         ),
     )
+    condition_key(condition)  # a checkpoint that is not there is named before a bar is drawn
     max_reward = load_task(arguments.task).max_reward
     seeds = range(arguments.seed, arguments.seed + arguments.episodes)
     episodes = evaluate([condition], seeds, arguments.output, workers=arguments.workers)
