@@ -282,6 +282,23 @@ def test_fingerprint_notices_a_lora_merged_with_another_scale(
         run_self_tests(other, skip=others)
 
 
+@pytest.mark.parametrize("decoding", [HeadKind.DISCRETE, HeadKind.AUTOREGRESSIVE])
+def test_the_fingerprint_of_token_choices_bears_another_precision_but_no_other_weights(
+    committed_golden_dir: Path, tmp_path: Path, decoding: HeadKind
+) -> None:
+    directory = make_variant(committed_golden_dir, "aloha_nofilm_discrete", tmp_path / "golden")
+    record = replace(GOLDEN_RECORD, decoding=decoding)
+    half = load_checkpoint(directory, device=CPU, dtype=torch.bfloat16, record=record)
+    save_checkpoint(half, tmp_path / "saved", step=1)
+    whole = load(tmp_path / "saved")
+    assert whole.config.head is decoding
+    assert run_self_tests(whole, skip=("statistics_fit_robot",))
+    with torch.no_grad():
+        whole.model.language_model.lm_head.weight.mul_(-1.0)
+    with pytest.raises(ValueError, match="fingerprint: actions differ"):
+        run_self_tests(whole, skip=("statistics_fit_robot",))
+
+
 def test_non_empty_directory_is_not_overwritten(tiny_dir: Path) -> None:
     with pytest.raises(ValueError, match="new or empty directory"):
         make_random_checkpoint(tiny_dir, size=TINY)
