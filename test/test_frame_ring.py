@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vla_oft_ros.frame_ring import FrameRing, reference_ticks
+from vla_oft_ros.sync import CLOCK_BACK_NS
 
 TICK_NS = 40_000_000
 CAMERA = "cam_high"
@@ -88,6 +89,14 @@ def test_frames_out_of_order_are_not_kept() -> None:
     ring.add(CAMERA, 5 * TICK_NS, frame(5))
     ring.add(CAMERA, 2 * TICK_NS, frame(2))
     assert ring.at(CAMERA, 2 * TICK_NS) is None
+
+
+def test_a_frame_from_before_a_step_of_the_clock_shuts_nothing_out() -> None:
+    ring, stamps = ring_at(25.0, 1.0)
+    ring.add(CAMERA, stamps[-1] + CLOCK_BACK_NS + TICK_NS, frame(99))
+    ring.add(CAMERA, stamps[-1] + TICK_NS, frame(1))
+    image = ring.at(CAMERA, stamps[-1] + TICK_NS)
+    assert image is not None and image[0, 0, 0] == 1
 
 
 def test_a_cleared_ring_remembers_nothing() -> None:

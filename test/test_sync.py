@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from vla_oft_ros.aloha import ARMS, CAMERAS
 from vla_oft_ros.config import SyncConfig
 from vla_oft_ros.sync import (
+    CLOCK_BACK_NS,
     FUTURE_TOLERANCE_NS,
     ObservationBuilder,
     ObservationNotReady,
@@ -98,6 +99,19 @@ def test_a_stream_holds_the_newest_sample_however_they_arrive(stamps: list[int])
     assert buffer.value == (max(stamps), last)
     assert buffer.received == sum(taken) and buffer.refused == len(stamps) - sum(taken)
     assert taken == [stamp == max(stamps[: place + 1]) for place, stamp in enumerate(stamps)]
+
+
+@given(st.integers(0, 3), st.integers(CLOCK_BACK_NS, 10**12))
+def test_a_stamp_from_before_a_clock_step_shuts_nothing_out(late: int, step_ns: int) -> None:
+    """The clock is put back, `late` samples later one arrives that was stamped before."""
+    buffer = StreamBuffer("a")
+    stamps = [NOW_NS + place * 40 * MS for place in range(10)]
+    assert buffer.push(stamps[0] + step_ns, "before")
+    for place, stamp_ns in enumerate(stamps):
+        if place == late:
+            buffer.push(stamp_ns + step_ns, "straggler")
+        assert buffer.push(stamp_ns, place)
+    assert (buffer.stamp_ns, buffer.value) == (stamps[-1], 9)
 
 
 def test_a_frame_is_decoded_only_when_it_is_used_and_only_once() -> None:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from vla_oft_ros.sync import ImageSource
+from vla_oft_ros.sync import CLOCK_BACK_NS, ImageSource
 
 LONGEST_LOOK_BACK_TICKS = 11
 """T of a robot at rest, see `reference_ticks`."""
@@ -60,7 +60,8 @@ class FrameRing:
         }
 
     def add(self, camera: str, stamp_ns: int, image: ImageSource) -> None:
-        """Takes a frame as it arrives; frames that are out of order or crowd are not kept.
+        """Takes a frame as it arrives; frames that are out of order or crowd are not kept. One
+        that is older by `sync.CLOCK_BACK_NS` begins anew.
 
         Args:
             camera: One of the cameras announced.
@@ -71,6 +72,8 @@ class FrameRing:
             KeyError: if the camera was not announced.
         """
         frames = self._frames[camera]
+        if frames and frames[-1][0] - stamp_ns >= CLOCK_BACK_NS:
+            frames.clear()
         if frames and stamp_ns - frames[-1][0] < _SPARSEST * self.tick_ns:
             return
         frames.append((stamp_ns, image))

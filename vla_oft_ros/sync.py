@@ -24,6 +24,8 @@ until they are used."""
 FUTURE_TOLERANCE_NS = 20_000_000
 """How far ahead of the asking clock a stamp may lie: stamps of other processes and hosts jitter by
 a few ms."""
+CLOCK_BACK_NS = 500_000_000
+"""A sample this far behind the newest one was not overtaken on its way: its clock was put back."""
 
 
 class ObservationNotReady(RuntimeError):
@@ -42,7 +44,7 @@ class StreamBuffer:
         name: Name used in messages to people.
         stamp_ns: Stamp of the newest sample; None before the first one.
         received: Samples accepted so far.
-        refused: Samples dropped because they were older than one already held.
+        refused: Samples dropped because they were a little older than one already held.
     """
 
     name: str
@@ -53,9 +55,10 @@ class StreamBuffer:
 
     def push(self, stamp_ns: int, value: object) -> bool:
         """Takes a sample unless a newer one is already here (reordered delivery); says whether it
-        was taken.
+        was taken. One that is older by `CLOCK_BACK_NS` is taken: else a single stamp from before
+        a step of the clock would shut everything out until the clock has caught up.
         """
-        if self.stamp_ns is not None and stamp_ns < self.stamp_ns:
+        if self.stamp_ns is not None and 0 < self.stamp_ns - stamp_ns < CLOCK_BACK_NS:
             self.refused += 1
             return False
         self.stamp_ns, self.value = stamp_ns, value

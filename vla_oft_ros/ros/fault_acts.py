@@ -187,10 +187,15 @@ def reset_and(*acts: Act) -> Act:
 
 
 def step_clock(seconds: float) -> Act:
-    """The clock of the world alone; in simulated time it is that of the nodes as well."""
+    """The clock of the world alone; in simulated time it is that of the nodes as well.
+
+    The next images come with stamps of before: they were on their way meanwhile.
+    """
 
     def act(running: Session) -> None:
-        running.world.clock_offset_ns += round(seconds * 1e9)
+        step_ns = round(seconds * 1e9)
+        running.world.clock_offset_ns += step_ns
+        running.world.image_offsets_ns.extend((-step_ns, -step_ns))
 
     return act
 

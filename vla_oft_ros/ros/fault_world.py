@@ -73,6 +73,7 @@ class FaultWorld(Node):
         deadman: True while the deadman switch is pressed.
         stuck: True if the robot ignores what it is told.
         clock_offset_ns: Step of the clock, in simulated time.
+        image_offsets_ns: How far off the stamps of the next images are, first of the next one.
         largest_step_rad: Largest distance of a target from where the robot was.
     """
 
@@ -82,6 +83,7 @@ class FaultWorld(Node):
         self._gripper = profile.gripper
         self.largest_step_rad = 0.0
         self.clock_offset_ns = 0
+        self.image_offsets_ns: deque[int] = deque()
         self._generator = np.random.default_rng(0)
         self._last_images: dict[str, np.ndarray] = {}
         self._images_sent = 0
@@ -162,6 +164,8 @@ class FaultWorld(Node):
     def _publish_images(self) -> None:
         self._images_sent += 1
         stamp_ns = self.now_ns() - self.image_delay_ns
+        if self.image_offsets_ns:
+            stamp_ns += self.image_offsets_ns.popleft()
         if self.reordered and self._images_sent % 2:
             stamp_ns -= round(1.5e9 * _IMAGES_PERIOD_S)
         for camera, publisher in self._cameras.items():
