@@ -169,6 +169,15 @@ class FinetuneConfig:
             ge=0,
         ),
     )
+    noise_start_steps: int = field(
+        default=0,
+        metadata=doc(
+            "Steps before the first one, without images, in which a diffusion policy learns where "
+            "the noise of each joint stands. For an LLM that starts from random weights or from "
+            "another head; 0 is none, as officially.",
+            ge=0,
+        ),
+    )
     freeze_vision: bool = field(
         default=False,
         metadata=doc(

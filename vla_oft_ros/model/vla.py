@@ -230,17 +230,23 @@ class OpenVLAOFT(nn.Module):
 
     def embed(self, inputs: ModelInputs, modulations: Modulations | None = None) -> Context:
         """Turns images, proprio and instruction into LLM embeddings."""
-        layouts = tuple(self.config.layout(length) for length in inputs.prompt_lens)
         if modulations is None:
             modulations = self.film(inputs)
         patches = self.projector(self.vision_backbone(inputs.pixel_values, modulations))
+        layouts = [self.config.layout(length) for length in inputs.prompt_lens]
+        return self.context(inputs, patches, layouts)
+
+    def context(
+        self, inputs: ModelInputs, patches: Tensor, layouts: Sequence[TokenLayout]
+    ) -> Context:
+        """Puts proprio and instruction beside (B, N·P, D) patch tokens."""
         prompt = self.language_model.model.embed_tokens(inputs.input_ids)  # (B, ids, D)
         # Action slots are literally zero; only their positions tell them apart.
         prompt = prompt * ~_is_action(layouts, inputs.input_ids)[..., None]
         proprio = patches[:, :0]  # (B, 0, D)
         if self.proprio_projector is not None and inputs.proprio is not None:
             proprio = self.proprio_projector(inputs.proprio)[:, None]  # (B, 1, D)
-        return Context(layouts=layouts, patches=patches, proprio=proprio, prompt=prompt)
+        return Context(layouts=tuple(layouts), patches=patches, proprio=proprio, prompt=prompt)
 
     def action_hidden(
         self,

@@ -223,10 +223,11 @@ def resume(trainee: Trainee) -> int:
 def _restore(trainee: Trainee, path: Path) -> None:
     content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     told: Identity = content["identity"]
+    is_now = trainee.identity
     other = [
-        f"{name} was {told.get(name)!r}, is {value!r}"
-        for name, value in trainee.identity.items()
-        if told.get(name) != value
+        f"{name} was {told.get(name)!r}, is {is_now.get(name)!r}"
+        for name in {**told, **is_now}
+        if told.get(name) != is_now.get(name)
     ]
     if other:
         raise ConfigError(

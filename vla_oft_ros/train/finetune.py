@@ -28,6 +28,7 @@ from vla_oft_ros.data.statistics import Statistics, StatisticsCollector
 from vla_oft_ros.train.base import load_base, make_small_base
 from vla_oft_ros.train.checkpoints import DivergedError, Trainee, resume, save, saved_checkpoints
 from vla_oft_ros.train.lora import choose_trained, freeze_film, freeze_vision
+from vla_oft_ros.train.noise_start import start_noise
 from vla_oft_ros.train.objectives import Batch, Losses, Objective
 from vla_oft_ros.train.processes import Processes, gradients_later, joined, split_again, spread
 from vla_oft_ros.train.report import TrainingReport
@@ -72,7 +73,7 @@ def finetune(config: FinetuneConfig, console: Console) -> TrainingResult:
         DivergedError: if the loss is not finite; the last checkpoint stays as it is.
     """
     run_dir = _run_dir(config)
-    _check_vision_start(config)
+    _check_starts(config)
     if config.threads:
         torch.set_num_threads(config.threads)
     with joined(config.device) as processes:
@@ -112,8 +113,13 @@ def _run_dir(config: FinetuneConfig) -> Path:
     return run_dir
 
 
-def _check_vision_start(config: FinetuneConfig) -> None:
-    """All weights are trained, and each process holds all of them."""
+def _check_starts(config: FinetuneConfig) -> None:
+    """What is learned before the first step fits what is learned then."""
+    if config.noise_start_steps and config.decoding != "diffusion":
+        raise ConfigError(
+            f"noise_start_steps: expected 0 where decoding is {config.decoding}: only diffusion "
+            f"has noise; got {config.noise_start_steps}"
+        )
     if config.freeze_vision and config.vision_probe:
         raise ConfigError(
             "vision_probe: expected 0 where freeze_vision leaves nobody to be taught; got "
@@ -202,6 +208,10 @@ class _Training:
             freeze_vision(checkpoint.model)
         if config.freeze_film:
             freeze_film(checkpoint.model)
+        noise_steps = config.noise_start_steps
+        if noise_steps and not (config.resume and saved_checkpoints(run_dir)):
+            # All it teaches is in the checkpoints, and every process computes the same.
+            start_noise(self.objective, windows, preparation, steps=noise_steps, say=say)
         self.module = spread(self.objective, processes, config.sharding)
         parameters = [p for p in self.objective.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
@@ -240,6 +250,8 @@ class _Training:
                 "data.cameras": list(config.data.cameras),
                 "training frames": len(windows),
                 "samples per step": self.shares.per_step,
+                # Only where there was one: trainings that began before it existed go on.
+                **({"noise_start_steps": noise_steps} if noise_steps else {}),
             },
         )
         self.samples = TrainingSamples(

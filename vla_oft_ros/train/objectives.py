@@ -164,18 +164,23 @@ class Objective(nn.Module):
         if self.model.config.head is HeadKind.DISCRETE:
             return self._cross_entropy(context, batch)
         if self.model.config.head is HeadKind.DIFFUSION:
-            noisy = DdimSchedule(batch.actions.device).add_noise(
-                batch.actions, batch.noise, batch.timesteps
-            )
-            hidden, _ = self.model.noisy_hidden(context, noisy, batch.timesteps)
-            predicted = self._head(hidden)  # (B, K, A)
-            squares = (predicted - batch.noise).square() * batch.valid[..., None]
-            total = squares.sum()
+            total = self.noise_squares(context, batch).sum()
             return Losses(total, {"noise_mse": _figure(total, self.count(batch))})
         hidden, _ = self.model.action_hidden(context)
         predicted = self._head(hidden)  # (B, K, A)
         errors = (predicted - batch.actions).abs() * batch.valid[..., None]  # (B, K, A)
         return Losses(errors.sum(), _l1_figures(errors, batch))
+
+    def noise_squares(self, context: Context, batch: Batch) -> Tensor:
+        """(B, K, A) squared errors of the noise that the diffusion head predicts, 0 where an
+        episode had ended.
+        """
+        noisy = DdimSchedule(batch.actions.device).add_noise(
+            batch.actions, batch.noise, batch.timesteps
+        )
+        hidden, _ = self.model.noisy_hidden(context, noisy, batch.timesteps)
+        squares: Tensor = (self._head(hidden) - batch.noise).square() * batch.valid[..., None]
+        return squares
 
     def _head(self, hidden: Tensor) -> Tensor:
         """The head computes in the format of its own weights, outside autocast, as officially."""
