@@ -212,6 +212,18 @@ def test_a_training_goes_on_only_as_the_same_training(
         train(replace(config, resume=False))
 
 
+def test_a_training_whose_state_was_deleted_does_not_silently_begin_anew(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    config = make_config(tmp_path, max_steps=1)
+    newest = train(config).checkpoint_dir
+    (newest / STATE_FILE).unlink()
+    before = (newest / "model.safetensors").read_bytes()
+    with pytest.raises(ConfigError, match=rf"none with {STATE_FILE}.*base_dir {newest}"):
+        train(replace(config, max_steps=2))
+    assert (newest / "model.safetensors").read_bytes() == before
+
+
 def test_a_training_that_diverges_stops_and_keeps_its_last_checkpoint(
     make_config: MakeConfig, tmp_path: Path
 ) -> None:

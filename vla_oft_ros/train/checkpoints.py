@@ -209,14 +209,22 @@ def resume(trainee: Trainee) -> int:
         Optimizer steps done; 0 if there is no checkpoint.
 
     Raises:
-        ConfigError: if the checkpoint belongs to another training.
+        ConfigError: if the checkpoint belongs to another training, or there are only such as
+            cannot be gone on from.
     """
     run_dir = Path(trainee.config.run_dir).expanduser()
-    for step, directory in reversed(saved_checkpoints(run_dir)):
+    saved = saved_checkpoints(run_dir)
+    for step, directory in reversed(saved):
         path = directory / STATE_FILE
         if path.is_file():
             _restore(trainee, path)
             return step
+    if saved:
+        raise ConfigError(
+            f"run_dir: {run_dir} holds checkpoints, but none with {STATE_FILE}, which the newest "
+            f"one has; choose another folder, with base_dir {saved[-1][1]} to start from its "
+            "weights"
+        )
     return 0
 
 
