@@ -366,6 +366,35 @@ def test_simulated_log_times_are_told_from_stamps(tmp_path: Path) -> None:
     assert len(episode) > 20 and "different clocks" in episode.notes[0]
 
 
+def test_a_recorder_that_lags_behind_simulated_time_changes_no_observation(tmp_path: Path) -> None:
+    """As `ros2 bag record --use-sim-time`: log times are those of the last /clock heard."""
+    step_ns = NS // 25
+
+    def recorded(name: str, clock: bool, lag: int) -> Path:
+        writer = BagWriter(tmp_path / name, {"profile": "sim"})
+        if clock:
+            writer.add_topic(bag_topic("/clock", "rosgraph_msgs/msg/Clock"))
+            writer.write("/clock", START_NS, bytes(12))
+        # Stamped and sent at ticks of the simulation.
+        for one in Take(seconds=1.0, camera_hz=25.0, joint_hz=50.0).messages():
+            if one.topic not in writer.counts:
+                writer.add_topic(bag_topic(one.topic, one.type))
+            stamped = one.topic != "/instruction"
+            sent_ns = cdr.read_stamp_ns(one.data) if stamped else one.log_ns
+            writer.write(one.topic, sent_ns - lag * stamped, one.data)
+        writer.close()
+        return tmp_path / name
+
+    prompt = read_bag(recorded("prompt", True, 0))
+    late = read_bag(recorded("late", True, step_ns))
+    assert len(prompt) > 20
+    assert np.array_equal(late.qpos, prompt.qpos) and np.array_equal(late.action, prompt.action)
+    assert np.array_equal(late.stamps_ns, prompt.stamps_ns)
+    # In real time a stamp ahead of its arrival is a clock that nobody has synchronised.
+    with pytest.raises(BagError, match="in the future; are the clocks synchronised"):
+        read_bag(recorded("unsynchronised", False, step_ns))
+
+
 def test_what_is_no_bag_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BagError, match="expected a rosbag2 folder"):
         open_bag(tmp_path)

@@ -19,6 +19,10 @@ CONTROL_RATE_HZ = 25.0
 """Rate of OFT-ALOHA (openvla-oft, DT 0.04)."""
 _CLOCK_JUMP_NS = 1_000_000_000
 """Log times this far from the stamps were taken from another clock (simulated time)."""
+_CLOCK_LAG_NS = 100_000_000
+"""A recorder in simulated time is at most so far behind: /clock ticks at least as often as control
+does, but arrives when it likes."""
+_CLOCK_TOPIC = "/clock"
 _UNEVEN_NS = 500_000_000
 """A stream that begins so much later or ends so much earlier than another has a gap."""
 
@@ -176,7 +180,7 @@ class BagStreams:
             for one in stamped[:: max(1, len(stamped) // 50)]
         ]
         if abs(float(np.median(delays))) <= _CLOCK_JUMP_NS:
-            return arrivals
+            return self._after_stamps(arrivals) if self._counts.get(_CLOCK_TOPIC) else arrivals
         self.notes.append(
             "log times and stamps are of different clocks; messages count as received at their "
             "stamps"
@@ -186,6 +190,20 @@ class BagStreams:
             Arrival(self.stamp_ns(one.entry), one.role, one.name, one.entry) for one in stamped
         ]
         return sorted(arrivals, key=lambda one: one.time_ns)
+
+    def _after_stamps(self, arrivals: list[Arrival]) -> list[Arrival]:
+        """In simulated time (`ros2 bag record --use-sim-time`): nothing arrives before its stamp,
+        though the recorder may not have heard of that instant yet.
+        """
+
+        def arrived_ns(one: Arrival) -> int:
+            if one.role == "instruction":
+                return one.time_ns
+            ahead_ns = self.stamp_ns(one.entry) - one.time_ns
+            return one.time_ns + (ahead_ns if 0 < ahead_ns <= _CLOCK_LAG_NS else 0)
+
+        moved = [Arrival(arrived_ns(one), one.role, one.name, one.entry) for one in arrivals]
+        return sorted(moved, key=lambda one: one.time_ns)
 
     def stamp_ns(self, entry: BagEntry) -> int:
         """Stamp in the header of a message, nanoseconds."""
